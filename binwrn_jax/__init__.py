@@ -1,0 +1,1 @@
+"""Wide residual networks with one bit per weight, in JAX and Flax."""

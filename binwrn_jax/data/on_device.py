@@ -1,0 +1,63 @@
+"""Small data sets, whole in device memory: a batch is a vector of indices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from jax.sharding import Mesh
+
+from binwrn_jax import sharding
+from binwrn_jax.data.sources import Arrays
+from binwrn_jax.errors import UserError
+from binwrn_jax.steps import Inputs
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of one epoch: a permutation of ``range(size)``, int32, that depends on nothing else."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size).astype(np.int32)
+
+
+class DeviceData:
+    """A data set replicated on the mesh, read by position.
+
+    Position n is batch ``n % steps_per_epoch`` of epoch ``n // steps_per_epoch``; the global batch
+    at a position is the same for any number of devices and processes. The images that do not
+    fill a last batch are left out of that epoch, others in each.
+
+    Attributes:
+      size: number of images.
+      steps_per_epoch: whole batches in the data set.
+    """
+
+    def __init__(self, arrays: Arrays, mesh: Mesh, batch_size: int, seed: int = 0) -> None:
+        self.size = len(arrays.labels)
+        self.steps_per_epoch = self.size // batch_size
+        self._mesh, self._batch_size, self._seed = mesh, batch_size, seed
+        self._whole = sharding.put(
+            {"images": arrays.images, "labels": arrays.labels}, sharding.replicated(mesh)
+        )
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def check_trains(self) -> None:
+        """Refuses a training set smaller than one batch."""
+        if not self.steps_per_epoch:
+            raise UserError(f"{self.size} training images are fewer than one batch of {self._batch_size}")
+
+    def batch(self, position: int) -> Inputs:
+        """The training batch at a position, as `binwrn_jax.steps.fetch` takes it."""
+        epoch, place = divmod(position, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self._seed, epoch, self.size))
+        return self._at(self._order[1][place * self._batch_size : (place + 1) * self._batch_size])
+
+    def in_order(self) -> Iterator[Inputs]:
+        """All images once, in their order, the last batch padded and masked (for exact evaluation)."""
+        for start in range(0, self.size, self._batch_size):
+            indices = np.arange(start, start + self._batch_size, dtype=np.int32)
+            mask = indices < self.size
+            inputs = self._at(np.where(mask, indices, 0).astype(np.int32))
+            yield {**inputs, "mask": sharding.put(mask, sharding.split(self._mesh))}
+
+    def _at(self, indices: np.ndarray) -> Inputs:
+        return {**self._whole, "indices": sharding.put(indices, sharding.split(self._mesh))}

@@ -1,0 +1,92 @@
+"""The command line of train.py: ``--config=FILE:SPEC``, ``--config.FIELD=VALUE``, ``--workdir``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from binwrn_jax.config import flatten, nearest_field
+from binwrn_jax.errors import UserError
+
+USAGE = """usage: python train.py [--config=configs/FILE.py[:SPEC]] [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Trains one network and evaluates it; the same command again resumes.
+
+  --config       a file of configs/, by default configs/digits.py; after a colon words separated by
+                 commas, such as cifar10.py:20-4,1bit,cutout
+  --workdir      folder for everything that the run writes (default: runs/ and the name and spec)
+  --config.seed=1, --config.epochs=6, --config.data.dir=DIR, ...: any field of the configuration
+  --help         this text and all fields with their values
+"""
+
+
+def parse_flags(argv: list[str], default_config: Path) -> tuple[ConfigDict, Path, bool]:
+    """Reads the command line.
+
+    Args:
+      argv: with the program's name first.
+      default_config: file taken where no ``--config`` is given.
+
+    Returns:
+      ``(config, workdir, help)``; ``help`` is True where the user asked for it.
+
+    Raises:
+      UserError: an unknown flag, field, file or word, or a value of the wrong type.
+    """
+    argv = [re.sub(r"^-(?=[a-z]{2})", "--", argument) for argument in argv]
+    help_wanted = any(argument in ("--help", "-h", "-?") for argument in argv[1:])
+    argv = [argument for argument in argv if argument not in ("--help", "-h", "-?")]
+    values = flags.FlagValues()
+    # ml_collections looks for overrides in sys.argv, whatever it is given to parse.
+    sys_argv, sys.argv = sys.argv, argv
+    try:
+        config_flags.DEFINE_config_file("config", str(default_config), flag_values=values)
+        flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+        rest = values(argv)[1:]
+        config = values.config
+        # It also keeps back what went wrong in reading the file until the first use.
+        seed = config.seed
+    except UserError:
+        raise
+    except OSError as error:
+        file = _given(argv, default_config).partition(":")[0]
+        if not Path(file).is_file():
+            raise UserError(f"no config file {file}: see configs/") from None
+        raise UserError(_one_line(error)) from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(_unknown_field(argv, default_config) or _one_line(error)) from None
+    except flags.Error as error:
+        raise UserError(_one_line(error)) from None
+    finally:
+        sys.argv = sys_argv
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: options begin with --, see --help")
+    file, _, spec = _given(argv, default_config).partition(":")
+    name = re.sub(r"[^\w.-]+", "_", f"{Path(file).stem}:{spec}").strip("_")
+    workdir = Path(values.workdir or f"runs/{name}-seed{seed}")
+    return config, workdir, help_wanted
+
+
+def _given(argv: list[str], default_config: Path) -> str:
+    """The value of ``--config``."""
+    return next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), str(default_config))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _unknown_field(argv: list[str], default_config: Path) -> str | None:
+    """What is wrong with the first ``--config.FIELD`` that names no field."""
+    plain = [a for a in argv if not a.startswith("--config.") and not a.startswith("--noconfig.")]
+    config, _, _ = parse_flags(plain, default_config)
+    known = dict(flatten(config))
+    for argument in argv:
+        match = re.match(r"--(?:no)?config\.([^=]+)", argument)
+        if match and match[1] not in known and not any(f.startswith(match[1] + ".") for f in known):
+            return f"unknown config field {match[1]!r}{nearest_field(config, match[1])}"
+    return None

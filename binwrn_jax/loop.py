@@ -1,0 +1,299 @@
+"""The narrated run: from a configuration and a folder to a trained, evaluated network."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import signal
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from binwrn_jax import config as configs
+from binwrn_jax import metrics, sharding
+from binwrn_jax.checkpoints import Checkpoints, load_model, save_model, write_atomically
+from binwrn_jax.data.on_device import DeviceData
+from binwrn_jax.data.sources import dataset_spec, load
+from binwrn_jax.errors import UserError
+from binwrn_jax.evaluate import evaluate
+from binwrn_jax.moments import dataset_moments
+from binwrn_jax.signals import Stopped, StopRequest
+from binwrn_jax.state import TrainState, init_state
+from binwrn_jax.steps import make_eval_step, make_moments_step, make_train_step
+from binwrn_jax.workdir import check_disk, claim_workdir, describe_environment, locked
+
+# Steps that may be under way on the device while the host prepares the next ones.
+IN_FLIGHT = 2
+
+
+def initial_params(state: TrainState, path: Path) -> TrainState:
+    """The state with the weights and moments of a trained model (``config.init_from``)."""
+    variables, _ = load_model(path)
+    mine = jax.tree.map(lambda x: x.shape, state.variables)
+    theirs = jax.tree.map(lambda x: x.shape, dict(variables))
+    if jax.tree.structure(mine) != jax.tree.structure(theirs) or mine != theirs:
+        raise UserError(f"init_from {path} is of another network: give the same spec as it was trained with")
+    return state.replace(params=variables["params"], batch_stats=variables["batch_stats"])
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop and its evaluations share."""
+
+    config: ConfigDict
+    workdir: Path
+    progress: metrics.Progress
+    stop: StopRequest
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains, evaluates and saves one network; called again on its folder, goes on where it stopped.
+
+    Args:
+      config: see `binwrn_jax.config.base_config`.
+      workdir: folder of this run; holds afterwards ``config.json``, ``environment.json``,
+        ``metrics.jsonl``, ``checkpoints/``, ``model/``, ``curves.png`` and ``summary.json``.
+
+    Returns:
+      The content of ``summary.json``.
+
+    Raises:
+      UserError: whatever the user can mend; the folder is left as it was.
+      Stopped: SIGTERM or Ctrl-C came; the state is saved.
+    """
+    configs.check(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir), StopRequest() as stop:
+        return _train(Run(config, workdir, metrics.Progress(), stop))
+
+
+def _train(run: Run) -> dict[str, Any]:
+    config, workdir, progress, stop = run.config, run.workdir, run.progress, run.stop
+
+    # The devices, and what has to divide over them.
+    mesh = sharding.make_mesh(config.devices)
+    sharding.check_batch(mesh, config.batch_size, config.model.ghost_size)
+
+    # The data, whole on each device.
+    spec = dataset_spec(config.data.name)
+    train_split = config.data.train_split or spec.train_split
+    test_split = config.data.test_split or spec.test_split
+    train_arrays = load(spec.name, train_split, config.data.dir or None)
+    data = DeviceData(train_arrays, mesh, config.batch_size, config.seed)
+    data.check_trains()
+    steps_per_epoch = data.steps_per_epoch
+    total_steps = config.epochs * steps_per_epoch
+    cycle_ends = {epoch * steps_per_epoch for epoch in configs.restarts(config)}
+    eval_batch = -(-config.eval.batch_size // mesh.size) * mesh.size
+    test_data = DeviceData(load(spec.name, test_split, config.data.dir or None), mesh, eval_batch)
+
+    # The network and its optimiser; nothing has been written up to here.
+    model = configs.build_model(config.model, spec.num_classes)
+    optimizer = configs.build_optimizer(config, steps_per_epoch)
+    rate = configs.build_schedule(config, steps_per_epoch)
+    state = init_state(model, optimizer, spec.image_shape, config.seed)
+    if config.init_from:
+        state = initial_params(state, Path(config.init_from))
+    check_disk(workdir, state, config.checkpoint.keep)
+    claim_workdir(workdir, config)
+    state = sharding.put(state, sharding.replicated(mesh))
+
+    # Where an earlier process stopped, if one did.
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, cycle_ends)
+    latest = checkpoints.latest()
+    if latest is not None:
+        state = checkpoints.restore(latest, state)
+    step = int(state.step)
+    log = metrics.MetricsLog(workdir, step, config.log.tensorboard)
+    environment = describe_environment()
+    write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
+    weights = sum(
+        x.size for path, x in jax.tree_util.tree_leaves_with_path(state.params) if path[-1].key == "kernel"
+    )
+    progress.say(
+        f"{spec.name}: {data.size} training and {test_data.size} test images; "
+        f"{config.model.depth}-{config.model.width:g} {config.model.weights}, {weights / 1e6:.2f}M weights; "
+        f"{mesh.size} x {environment['devices'][0]}; {config.epochs} epochs of {steps_per_epoch} steps; "
+        + (f"resumed at step {step}" if latest is not None else f"new run in {workdir}")
+    )
+
+    # The three programs. One compilation each: all shapes are static.
+    everywhere, divided = sharding.replicated(mesh), sharding.split(mesh)
+    inputs_sharding = {"images": everywhere, "labels": everywhere, "indices": divided}
+    train_step = jax.jit(
+        make_train_step(model, optimizer, config.augmentation, config.seed, steps_per_epoch),
+        donate_argnums=0,
+        in_shardings=(everywhere, inputs_sharding),
+        out_shardings=everywhere,
+    )
+    eval_step = jax.jit(make_eval_step(model), out_shardings=everywhere)
+    moments_step = jax.jit(
+        make_moments_step(model, config.augmentation, config.seed), donate_argnums=0, out_shardings=everywhere
+    )
+
+    def interruptible(batches: Iterator[Any], count: int, what: str) -> Iterator[Any]:
+        for done, batch in enumerate(batches):
+            stop.check()
+            progress.show(f"{what} {done}/{count} batches")
+            yield batch
+
+    def evaluate_now(step: int) -> None:
+        """Moments over the training set, test error, and the model as of now."""
+        clock.pause()
+        variables = state.variables
+        if config.moments == "dataset":
+            first = (step // steps_per_epoch) * steps_per_epoch
+            positions = range(first, first + steps_per_epoch)
+            batches = ((position, data.batch(position)) for position in positions)
+            batches = interruptible(batches, steps_per_epoch, "batch-norm moments:")
+            variables = {**variables, "batch_stats": dataset_moments(moments_step, variables, batches)}
+        result = evaluate(
+            eval_step,
+            variables,
+            interruptible(test_data.in_order(), -(-test_data.size // eval_batch), "test:"),
+        )
+        epoch = step // steps_per_epoch
+        description = {
+            "model": config.model.to_dict(),
+            "num_classes": spec.num_classes,
+            "image_shape": list(spec.image_shape),
+            "dataset": spec.name,
+            "class_names": list(train_arrays.class_names),
+            "epoch": epoch,
+            "step": step,
+            "test": {"split": test_split, **result},
+            "config_sha256": hashlib.sha256(configs.to_json(config).encode()).hexdigest(),
+        }
+        save_model(workdir / "model", variables, description)
+        log.write(
+            "eval",
+            step,
+            epoch=epoch,
+            seconds=clock.seconds,
+            cycle_end=step in cycle_ends,
+            split=test_split,
+            **result,
+        )
+        progress.say(
+            f"epoch {epoch}: test error {result['error']:.2f} % ({result['n'] - result['correct']} of "
+            f"{result['n']}), loss {result['loss']:.4f}" + ("; end of cycle" if step in cycle_ends else "")
+        )
+
+    def report(step: int, done: metrics.Record, since: metrics.Record) -> None:
+        """One training record and progress line, from sums over the steps since the last one."""
+        steps = step - since["step"]
+        epoch = step / steps_per_epoch
+        values = {
+            "epoch": epoch,
+            "loss": (done["epoch_loss"] - since["epoch_loss"]) / steps,
+            "error": 100 * (done["epoch_errors"] - since["epoch_errors"]) / (steps * config.batch_size),
+            "learning_rate": float(rate(step - 1)),
+            "images_per_s": clock.images_per_s,
+            "seconds": clock.seconds,
+        }
+        log.write("train", step, **values)
+        progress.show(
+            f"step {step}/{total_steps}  epoch {epoch:.2f}/{config.epochs}  loss {values['loss']:.4f}  "
+            f"error {values['error']:.2f} %  rate {values['learning_rate']:.5f}  "
+            f"{clock.images_per_s:.0f} images/s  left {clock.left(total_steps - step)}"
+        )
+
+    def save_and_stop(step: int) -> None:
+        """After a signal: everything up to this step goes to disk."""
+        checkpoints.save(step, state)
+        checkpoints.wait()
+        progress.say(
+            f"stopped by {signal.Signals(stop.signum or 0).name} at step {step}, saved: run the same command to go on"
+        )
+        stop.check()
+
+    before = log.records[-1]["seconds"] if log.records else 0.0
+    clock = metrics.Clock(config.batch_size, before)
+    evaluated = {record["step"] for record in log.of_kind("eval")}
+    # Sums since the last report; after a resume in mid-epoch those of the state count.
+    since = {
+        "step": step,
+        "epoch_loss": float(state.epoch_loss) if step % steps_per_epoch else 0.0,
+        "epoch_errors": int(state.epoch_errors) if step % steps_per_epoch else 0,
+    }
+    pending: deque[jax.Array] = deque()
+    while True:
+        # What is due at this step, before the next one.
+        epoch_end = step > 0 and step % steps_per_epoch == 0
+        due = step in cycle_ends or (config.eval.every_epoch and epoch_end)
+        if step in cycle_ends or (step > 0 and step % config.checkpoint.every_steps == 0):
+            checkpoints.save(step, state)
+        if stop.signum is not None:
+            save_and_stop(step)
+        if due and step not in evaluated:
+            try:
+                evaluate_now(step)
+            except Stopped:
+                save_and_stop(step)
+        if step >= total_steps:
+            break
+
+        # The step itself.
+        state, step_metrics = train_step(state, data.batch(step))
+        step += 1
+
+        # The host runs ahead of the device by so much and no more.
+        pending.append(step_metrics["loss"])
+        if len(pending) > IN_FLIGHT:
+            pending.popleft().block_until_ready()
+
+        epoch_end = step % steps_per_epoch == 0
+        if epoch_end or step % config.log.every_steps == 0:
+            done = {name: value.item() for name, value in jax.device_get(step_metrics).items()}
+            clock.measure(step)
+            report(step, done, since)
+            since = {"step": step, **done}
+            if epoch_end:
+                log.write(
+                    "epoch",
+                    step,
+                    epoch=step // steps_per_epoch,
+                    train_loss=done["epoch_loss"] / steps_per_epoch,
+                    train_error=100 * done["epoch_errors"] / (steps_per_epoch * config.batch_size),
+                    seconds=clock.seconds,
+                )
+                since = {"step": step, "epoch_loss": 0.0, "epoch_errors": 0}
+
+    checkpoints.wait()
+    checkpoints.close()
+    tests = log.of_kind("eval")
+    rates = [record["images_per_s"] for record in log.of_kind("train") if record["images_per_s"]]
+    summary = {
+        "dataset": spec.name,
+        "network": f"{config.model.depth}-{config.model.width:g}",
+        "weights": config.model.weights,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "steps": step,
+        "test": {
+            key: value
+            for key, value in tests[-1].items()
+            if key not in ("kind", "step", "seconds", "cycle_end")
+        },
+        "test_error": tests[-1]["error"],
+        "test_error_at_cycle_ends": {str(r["epoch"]): r["error"] for r in tests if r["cycle_end"]},
+        "train_error": log.of_kind("epoch")[-1]["train_error"],
+        "seconds": tests[-1]["seconds"],
+        "images_per_s": sorted(rates)[len(rates) // 2] if rates else None,
+        "hardware": f"{mesh.size} x {environment['devices'][0]} ({environment['processor']}, {environment['cores']} cores)",
+        "commit": environment["commit"],
+    }
+    title = f"{spec.name}, {summary['network']} {summary['weights']}, seed {config.seed}: test error {summary['test_error']:.2f} %"
+    metrics.draw_curves(workdir / "curves.png", log.records, title)
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    log.close()
+    progress.say(
+        f"done: test error {summary['test_error']:.2f} % after {config.epochs} epochs, "
+        f"{metrics.duration(summary['seconds'])}; see {workdir / 'summary.json'} and curves.png"
+    )
+    return summary

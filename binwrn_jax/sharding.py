@@ -1,0 +1,73 @@
+"""The device mesh: the one file that knows how many devices there are and what lies where.
+
+There is one axis, ``data``: batches are split along it, everything else is replicated. The same
+jitted program then runs on one CPU, eight GPUs or a pod; XLA inserts the all-reduces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from binwrn_jax.errors import UserError
+
+
+def make_mesh(devices: int = 0) -> Mesh:
+    """A 1-D mesh named ``data`` over the first ``devices`` devices of all processes (0: all).
+
+    Raises:
+      UserError: there are not as many devices.
+    """
+    available = jax.devices()
+    count = devices or len(available)
+    if count > len(available):
+        raise UserError(f"{count} devices wanted, but JAX sees {len(available)} ({available[0].platform})")
+    # Auto: with Explicit axes, the default since jax 0.9, vmapped and concatenating code does not trace.
+    return jax.make_mesh(
+        (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=available[:count]
+    )
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array whose first axis is divided over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array of which every device has the whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: Mesh, batch_size: int, ghost_size: int = 0) -> None:
+    """Refuses a global batch that does not divide evenly.
+
+    Raises:
+      UserError: ``batch_size`` is no multiple of the devices or of the ghost groups.
+    """
+    count = mesh.size
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size} must be at least 1")
+    if batch_size % count:
+        low = batch_size // count * count
+        near = f"{low} or {low + count}" if low else f"{count}"
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {count} devices: use {near}, or fewer devices"
+        )
+    if ghost_size and batch_size % ghost_size:
+        raise UserError(
+            f"batch_size {batch_size} does not divide into ghost groups of {ghost_size}: "
+            "change batch_size or model.ghost_size"
+        )
+
+
+def put(value: Any, sharding: NamedSharding) -> Any:
+    """Places a tree of host arrays, the same on every process, as global arrays."""
+
+    def place(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, value)

@@ -1,0 +1,111 @@
+"""The pure functions that are jitted: one training step, one evaluation step, one moments step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from binwrn_jax.augment import augment
+from binwrn_jax.losses import Sums, cross_entropy, metric_sums
+from binwrn_jax.state import MOMENTS_STREAM, TRAIN_STREAM, TrainState, stream_key
+
+Inputs = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def fetch(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Images uint8 ``[B, H, W, C]`` and labels int32 ``[B]`` of a batch.
+
+    ``inputs`` has either these as ``images`` and ``labels``, or a whole data set of N under these
+    names with ``indices`` int32 ``[B]`` into it (data that lives on the device).
+    """
+    if "indices" in inputs:
+        return inputs["images"][inputs["indices"]], inputs["labels"][inputs["indices"]]
+    return inputs["images"], inputs["labels"]
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    augmentation: str = "flip_crop",
+    seed: int = 0,
+    steps_per_epoch: int = 1,
+) -> Callable[[TrainState, Inputs], tuple[TrainState, Metrics]]:
+    """The SGD step: augment, forward and backward with binarised kernels, update the latent ones.
+
+    Args:
+      model: a network of `binwrn_jax.models`.
+      optimizer: see `binwrn_jax.optim.sgd`.
+      augmentation: see `binwrn_jax.augment.augment`.
+      seed: the augmentation's key is derived from it and ``state.step``.
+      steps_per_epoch: when to restart the epoch's sums.
+
+    Returns:
+      A pure function ``(state, inputs) -> (state, metrics)``, to be jitted with the state
+      donated; ``inputs`` as `fetch` takes them. Metrics are ``epoch_loss`` (float32 sum of mean
+      losses in nats since the epoch began), ``epoch_errors`` (int32 count) and ``loss``
+      (float32, of this batch).
+    """
+
+    def train_step(state: TrainState, inputs: Inputs) -> tuple[TrainState, Metrics]:
+        images, labels = fetch(inputs)
+        images = augment(stream_key(seed, TRAIN_STREAM, state.step), images, augmentation)
+
+        def loss_function(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return cross_entropy(logits, labels).mean(), (logits, updated["batch_stats"])
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        errors = (logits.argmax(-1) != labels).sum(dtype=jnp.int32)
+        new_epoch = state.step % steps_per_epoch == 0
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            epoch_loss=jnp.where(new_epoch, 0, state.epoch_loss) + loss,
+            epoch_errors=jnp.where(new_epoch, 0, state.epoch_errors) + errors,
+        )
+        return state, {"epoch_loss": state.epoch_loss, "epoch_errors": state.epoch_errors, "loss": loss}
+
+    return train_step
+
+
+def make_eval_step(model: nn.Module) -> Callable[[Any, Inputs], Sums]:
+    """The evaluation step ``(variables, inputs) -> sums``, see `binwrn_jax.losses.metric_sums`.
+
+    ``inputs`` as `fetch` takes them, and ``mask`` bool ``[B]``, False at padding.
+    """
+
+    def eval_step(variables: Any, inputs: Inputs) -> Sums:
+        images, labels = fetch(inputs)
+        return metric_sums(model.apply(variables, images, train=False), labels, inputs["mask"])
+
+    return eval_step
+
+
+def make_moments_step(
+    model: nn.Module, augmentation: str = "flip_crop", seed: int = 0
+) -> Callable[[Any, Any, Inputs, jax.Array], Any]:
+    """One batch of the pass that computes the BN moments for inference (section 3.2.1).
+
+    Returns:
+      A pure function ``(sums, variables, inputs, position) -> sums`` that adds the batch's
+      moments ``{bn: {mean, std}}``, float32 ``[C]``, to the running sums; the augmentation's key
+      is derived from ``position``, an int32 scalar.
+    """
+
+    def moments_step(sums: Any, variables: Any, inputs: Inputs, position: jax.Array) -> Any:
+        images, _ = fetch(inputs)
+        images = augment(stream_key(seed, MOMENTS_STREAM, position), images, augmentation)
+        _, updated = model.apply(variables, images, train=True, mutable=["moments", "batch_stats"])
+        return jax.tree.map(jnp.add, sums, updated["moments"])
+
+    return moments_step

@@ -1,0 +1,22 @@
+"""The 1,797 real handwritten digits that scikit-learn ships (8x8 pixels): trains with no download.
+
+Not in the paper: it is the data set for a first try and for tests.
+
+    python train.py --workdir=runs/digits
+
+Cost and result: see the README.
+"""
+
+from binwrn_jax.config import base_config, parse_spec
+
+
+def get_config(spec: str = ""):
+    """A 14-1 network, 62 epochs; ``spec`` as in `binwrn_jax.config.parse_spec`."""
+    config = base_config()
+    config.data.name = "digits"
+    config.model.depth, config.model.width = 14, 1.0
+    config.batch_size = 50
+    config.epochs = 30
+    config.augmentation = "none"
+    parse_spec(config, spec)
+    return config
