@@ -85,7 +85,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     (32, 32, 3)
 
     Raises:
-      UserError: there is no such data set; lists the names, the nearest one first mentioned.
+      UserError: there is no such data set; the message lists the names and says which is nearest.
     """
     if name in DATASETS:
         return DATASETS[name]
@@ -246,7 +246,7 @@ def _read_tfrecords(file_instructions: Any) -> Iterator[bytes]:
     """Yields the records of TFRecord files.
 
     A record is its length (uint64), a CRC of the length, the bytes, and a CRC of the bytes (4 bytes each).
-    The CRCs are not checked: the images in the records are PNG, which has its own.
+    The CRCs are not checked (Python has no CRC-32C): the images are PNG, which notices most damage itself.
     """
     from etils import epath
 
@@ -266,7 +266,8 @@ def _read_tfrecords(file_instructions: Any) -> Iterator[bytes]:
 def _decode(record: bytes, spec: DatasetSpec) -> tuple[np.ndarray, int]:
     """Decodes a tf.train.Example into its image, uint8 [H, W, C], and its label.
 
-    By hand and not by TFDS's features because that is twice as fast: 3 s against 6 s for CIFAR-10.
+    By hand and not by TFDS's features, which take 4.7 s for CIFAR-10 where this takes 3 to 4 s, check no
+    shape and no label, and need OpenCV or warn that it is missing.
     """
     import PIL.Image
     from tensorflow_datasets.proto import tf_example_pb2
