@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
+import importlib
 import logging
 import os
 import sys
@@ -10,6 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from binwrn_jax.errors import UserError
+
+# Each verb is a module of binwrn_jax.commands, imported only when it runs: `binwrn --help` is instant.
+VERBS = {
+    "import": ("import_released", "turn a file released by the paper's author into a model"),
+    "evaluate": ("evaluate", "measure the error of a model on a data set"),
+    "inspect": ("inspect", "list the layers of a model with their bits"),
+}
 
 
 def guarded(program: Callable[[], int]) -> int:
@@ -71,5 +80,28 @@ def train_main(argv: list[str], default_config: Path) -> int:
         except Stopped as stopped:
             return stopped.exit_code
         return 0
+
+    return guarded(program)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program ``binwrn``; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="binwrn",
+        description="Networks with one bit per weight: evaluate and deploy what train.py trained.",
+        epilog="verbs:\n" + "".join(f"  {name:10} {help_}\n" for name, (_, help_) in VERBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="see below; `binwrn VERB --help` has more")
+    if not arguments or arguments[0] not in VERBS:
+        parser.parse_args(arguments[:1])  # --help, or a message and exit code 2
+    module_name, description = VERBS[arguments[0]]
+
+    def program() -> int:
+        module = importlib.import_module(f"binwrn_jax.commands.{module_name}")
+        verb_parser = argparse.ArgumentParser(prog=f"binwrn {arguments[0]}", description=description)
+        module.add_arguments(verb_parser)
+        return module.run(verb_parser.parse_args(arguments[1:]))
 
     return guarded(program)

@@ -1,0 +1,1 @@
+"""Packed model files, one bit per weight, and everything that reads or writes them."""
