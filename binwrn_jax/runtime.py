@@ -1,0 +1,210 @@
+"""One way to open a model, whatever it is stored as: images in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from binwrn_jax.binarize import get_rule, he_scale, is_one_bit
+from binwrn_jax.checkpoints import load_model
+from binwrn_jax.config import build_model
+from binwrn_jax.errors import UserError
+
+RUNTIMES = ("auto", "numpy", "native")
+BATCH_SIZE = 100
+
+
+class Predictor(Protocol):
+    """Anything that turns images into logits.
+
+    Attributes:
+      description: at least ``num_classes``, ``image_shape`` ``[H, W, C]``, ``class_names`` (may be
+        empty) and ``dataset`` (None where unknown).
+    """
+
+    description: dict[str, Any]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[N, H, W, C]``, values 0..255 and any N, to float32 logits ``[N, num_classes]``."""
+        ...
+
+
+class JaxPredictor:
+    """A model folder, run by JAX on the default device.
+
+    Any number of images is cut into batches of ``batch_size``; a smaller rest is padded to the next
+    power of two, so that few shapes are compiled and one image does not cost a whole batch.
+
+    Args:
+      variables: ``params`` and ``batch_stats``, see `binwrn_jax.checkpoints.load_model`.
+      description: of the model, with the fields of ``model.json``.
+      dtype: of the activations, ``'float32'`` or ``'bfloat16'``; None for the model's own.
+      batch_size: images per run of the network.
+    """
+
+    def __init__(
+        self,
+        variables: dict[str, Any],
+        description: dict[str, Any],
+        *,
+        dtype: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self.description = description
+        fields = {**description["model"], **({"dtype": dtype} if dtype else {})}
+        model = build_model(fields, description["num_classes"])
+        self._variables = jax.device_put(variables)
+        self._batch_size = batch_size
+        self._apply: Callable[[Any, np.ndarray], jax.Array] = jax.jit(model.apply)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        logits = np.empty((len(images), self.description["num_classes"]), np.float32)
+        for start in range(0, len(images), self._batch_size):
+            batch = images[start : start + self._batch_size]
+            count = len(batch)
+            size = min(1 << (count - 1).bit_length(), self._batch_size)
+            padded = np.pad(batch, ((0, size - count), (0, 0), (0, 0), (0, 0)))
+            logits[start : start + count] = self._apply(self._variables, padded)[:count]
+        return logits
+
+
+def open_model(
+    path: str | Path, *, runtime: str = "auto", dtype: str | None = None, batch_size: int = BATCH_SIZE
+) -> Predictor:
+    """Opens a model of any kind; what a file is, its content tells and not its name.
+
+    Args:
+      path: a workdir of train.py, a model folder (trained or imported), or a packed, ONNX or
+        StableHLO file.
+      runtime: ``'auto'`` for the runtime that belongs to the kind of model; for a packed file also
+        ``'numpy'``, the executable definition of the format, or ``'native'``, XNOR and popcount.
+      dtype: of the activations of a model folder, ``'float32'`` or ``'bfloat16'``; None: as it was
+        trained. The files have theirs fixed.
+      batch_size: images per run of the network, for a model folder.
+
+    Raises:
+      UserError: nothing there, nothing that can be run, or options that do not go with it.
+    """
+    path = Path(path)
+    if runtime not in RUNTIMES:
+        raise UserError(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
+    kind = kind_of(path)
+    if runtime != "auto" and kind != "packed":
+        raise UserError(f"{path}: runtime {runtime!r} reads packed files only: `binwrn export` makes one")
+    if dtype and kind != "folder":
+        raise UserError(f"{path}: a {kind} file has its dtype fixed: give a model folder, or no --dtype")
+    if kind == "folder":
+        variables, description = load_model(path)
+        return JaxPredictor(variables, description, dtype=dtype, batch_size=batch_size)
+    if kind == "onnx":
+        from binwrn_jax.deploy.onnx_file import open_onnx
+
+        return open_onnx(path)
+    if kind == "stablehlo":
+        from binwrn_jax.deploy.stablehlo import open_stablehlo
+
+        return open_stablehlo(path)
+    if runtime == "numpy":
+        from binwrn_jax.deploy.numpy_reader import open_numpy
+
+        return open_numpy(path)
+    if runtime == "native":
+        from binwrn_jax.deploy.native import open_native
+
+        return open_native(path)
+    from binwrn_jax.deploy.packed import open_packed
+
+    return open_packed(path)
+
+
+def kind_of(path: Path) -> str:
+    """``'folder'``, ``'packed'``, ``'onnx'`` or ``'stablehlo'``.
+
+    Raises:
+      UserError: nothing there, or a file of none of these kinds.
+    """
+    if not path.is_file():
+        return "folder"  # or nothing at all: `load_model` says what is wrong
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    # safetensors: the length of a JSON header, then the header.
+    length = int.from_bytes(content[:8], "little")
+    if content[8:9] == b"{" and length <= len(content) - 8:
+        return "packed"
+    # ONNX: a protobuf whose field 1 is the (small) version of the format, followed by another of its fields.
+    if content[:1] == b"\x08" and 0 < int.from_bytes(content[1:2]) < 128 and content[2:3] in b'\x12\x1a":BJr':
+        return "onnx"
+    # jax.export wraps the bytecode of a StableHLO module.
+    if b"ML\xefR" in content:
+        return "stablehlo"
+    if content.startswith(b"MATLAB"):
+        raise UserError(f"{path} is a MATLAB file: `binwrn import {path} --output DIR` makes a model of it")
+    raise UserError(
+        f"{path} is no model: expected a packed (safetensors), ONNX or StableHLO file, or a folder"
+    )
+
+
+class LayerRow(NamedTuple):
+    """One convolution as ``binwrn inspect`` lists it."""
+
+    name: str
+    shape: tuple[int, int, int, int]  # (F, F, C_in, C_out)
+    scale: float | None  # s of Eq. 1; None where the rule has no constant scale
+    plus_share: float | None  # share of +1 among the bits, 0..1; None for 32-bit weights
+    values: int  # distinct values that the convolution uses
+    bits: int  # to store the weights, scales not counted
+    bytes: int  # bits / 8, rounded up
+
+
+def layers(path: str | Path) -> list[LayerRow]:
+    """The convolutions of a model in order of use.
+
+    Args:
+      path: as for `open_model`; a folder or a packed file.
+
+    Raises:
+      UserError: nothing there, or of a kind whose layers are not listed.
+    """
+    path = Path(path)
+    kind = kind_of(path)
+    if kind == "folder":
+        return _folder_layers(path)
+    if kind == "packed":
+        from binwrn_jax.deploy.packed import layers as packed_layers
+
+        return packed_layers(path)
+    raise UserError(f"{path}: the layers of a {kind} file are not listed: inspect what it was exported from")
+
+
+def _folder_layers(path: Path) -> list[LayerRow]:
+    variables, description = load_model(path)
+    weights, plain = description["model"]["weights"], description["model"]["plain"]
+    params = variables["params"]
+    names = sorted((name for name in params if "kernel" in params[name]), key=lambda name: int(name[4:]))
+    rows = []
+    for name in names:
+        latent = jnp.asarray(params[name]["kernel"])
+        scale = he_scale(latent.shape, plain=plain)
+        effective = np.asarray(get_rule(weights)(latent, scale))
+        one_bit = is_one_bit(weights)
+        bits = effective.size * (1 if one_bit else 32)
+        rows.append(
+            LayerRow(
+                name=name,
+                shape=effective.shape,
+                scale=scale if weights == "1bit" else None,
+                plus_share=float((effective > 0).mean()) if one_bit else None,
+                values=len(np.unique(effective)),
+                bits=bits,
+                bytes=-(-bits // 8),
+            )
+        )
+    return rows
