@@ -1,0 +1,150 @@
+"""The packed model file: one bit per convolution weight, everything else folded (docs/packed-format.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from binwrn_jax.checkpoints import write_atomically
+from binwrn_jax.deploy import numpy_reader
+from binwrn_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedModel:
+    """What a packed file holds; the exporters translate it, the readers run it.
+
+    Attributes:
+      metadata: the JSON object ``binwrn`` of docs/packed-format.md, with ``operations``.
+      bits: ``{'conv{i}': uint8 [C_out, ceil(K / 8)]}``, in order of the operations.
+      affines: ``{'affine{j}': (scale, offset)}``, both float32 ``[C]``, in order of the operations.
+      golden_image: uint8 ``[H, W, C]``.
+      golden_logits: float32 ``[classes]``, what `numpy_reader` computes of the image.
+    """
+
+    metadata: dict[str, Any]
+    bits: dict[str, np.ndarray]
+    affines: dict[str, tuple[np.ndarray, np.ndarray]]
+    golden_image: np.ndarray
+    golden_logits: np.ndarray
+
+    @property
+    def operations(self) -> list[dict[str, Any]]:
+        """The network, in order; each has ``op``, ``in``, ``out`` and the fields of its kind."""
+        return self.metadata["operations"]
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The arrays by their names in the file: float32 first, so that all of them lie aligned."""
+        result = {}
+        for name, (scale, offset) in self.affines.items():
+            result[name + ".scale"], result[name + ".offset"] = scale, offset
+        return {**result, "golden.logits": self.golden_logits, "golden.image": self.golden_image, **self.bits}
+
+    @property
+    def value_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each value that the operations name, per image: ``(H, W, C)``, the logits ``(classes,)``."""
+        shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
+        return numpy_reader.value_shapes(self.metadata, shapes)
+
+    @property
+    def ideal_bytes(self) -> int:
+        """The convolution weights at one bit each, in bytes, rounded up."""
+        convs = (op for op in self.operations if op["op"] == "conv")
+        return -(-sum(math.prod(op["window"]) * math.prod(op["channels"]) for op in convs) // 8)
+
+    def signs(self, name: str) -> np.ndarray:
+        """Weights of the convolution ``name``: float32 ``[F_h, F_w, C_in, C_out]`` of -1 and +1."""
+        operation = next(op for op in self.operations if op.get("tensor") == name)
+        return numpy_reader.signs(self.bits[name], operation["window"], operation["channels"])
+
+
+def pack_signs(kernel: np.ndarray) -> np.ndarray:
+    """The bits of a latent kernel: 1 where ``w >= 0`` (also -0.0), 0 where ``w < 0``.
+
+    Args:
+      kernel: ``[F_h, F_w, C_in, C_out]``, real numbers.
+
+    Returns:
+      uint8 ``[C_out, ceil(F_h F_w C_in / 8)]`` in the bit order of docs/packed-format.md.
+
+    Raises:
+      UserError: a weight is NaN and has no sign.
+
+    >>> pack_signs(np.array([0.5, -0.5, 0.0]).reshape(1, 1, 3, 1)).tolist()
+    [[5]]
+    """
+    kernel = np.asarray(kernel)
+    if np.isnan(kernel).any():
+        raise UserError("a convolution has NaN weights: the training diverged, there is nothing to pack")
+    rows = np.moveaxis(kernel, 3, 0).reshape(kernel.shape[3], -1)
+    return np.packbits(rows >= 0, axis=1, bitorder="little")
+
+
+def serialise(packed: PackedModel) -> bytes:
+    """The bytes of the packed file; the same model gives the same bytes.
+
+    Raises:
+      UserError: the model breaks a rule of the format.
+    """
+    tensors = packed.tensors
+    try:
+        packed.value_shapes  # noqa: B018  (it checks)
+        numpy_reader.check_tensors(packed.metadata, tensors)
+    except numpy_reader.PackedFileError as error:
+        raise UserError(f"this network cannot be packed: {error}") from error
+    compact = {"separators": (",", ":"), "allow_nan": False}
+    header: dict[str, Any] = {"__metadata__": {"binwrn": json.dumps(packed.metadata, **compact)}}
+    position = 0
+    for name, tensor in tensors.items():
+        code = next(code for code, dtype in numpy_reader.DTYPES.items() if dtype == tensor.dtype)
+        offsets = [position, position + tensor.nbytes]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": offsets}
+        position += tensor.nbytes
+    text = json.dumps(header, **compact).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(tensor.tobytes() for tensor in tensors.values())
+
+
+def write_packed(packed: PackedModel, path: Path) -> None:
+    """Writes the file; a reader sees an older one or all of the new one.
+
+    Raises:
+      UserError: the model breaks a rule of the format, or the path cannot be written.
+    """
+    content = serialise(packed)
+    try:
+        write_atomically(Path(path), content)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror})") from error
+
+
+def read_packed(path: str | Path) -> PackedModel:
+    """Reads and checks a packed file.
+
+    Raises:
+      UserError: not there, no packed model, of another version, damaged or hostile.
+    """
+    try:
+        metadata, tensors = numpy_reader.read(path)
+    except numpy_reader.PackedFileError as error:
+        raise UserError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    names = [(op["op"], op["tensor"]) for op in metadata["operations"] if "tensor" in op]
+    return PackedModel(
+        metadata=metadata,
+        bits={name: tensors[name] for op, name in names if op == "conv"},
+        affines={
+            name: (tensors[name + ".scale"], tensors[name + ".offset"])
+            for op, name in names
+            if op == "affine"
+        },
+        golden_image=tensors["golden.image"],
+        golden_logits=tensors["golden.logits"],
+    )
