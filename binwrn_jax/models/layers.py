@@ -7,12 +7,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Real
 
 from binwrn_jax.binarize import get_rule, he_scale
 from binwrn_jax.errors import UserError
 
 Images = Float[Array, "N H W C"]
+Pixels = Real[Array | np.ndarray, "N H W C"]  # the network's input, uint8 for example
+NewImages = Float[Array, "N H2 W2 C2"]  # of another size
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 PADDINGS = ("symmetric", "same")
@@ -71,7 +74,7 @@ class BinaryConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> NewImages:
         """``[N, H, W, C_in]`` to ``[N, ceil(H / stride), ceil(W / stride), C_out]``."""
         shape = (self.window, self.window, x.shape[-1], self.features)
         scale = he_scale(shape, plain=self.plain)
@@ -80,7 +83,7 @@ class BinaryConv(nn.Module):
             x.astype(self.dtype),
             get_rule(self.weights)(latent, scale).astype(self.dtype),
             window_strides=(self.stride, self.stride),
-            padding=spatial_pads(x.shape[1:3], self.window, self.stride, self.padding),
+            padding=spatial_pads((x.shape[1], x.shape[2]), self.window, self.stride, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
@@ -108,7 +111,7 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images, train: bool) -> Images:
+    def __call__(self, x: Pixels, train: bool) -> Images:
         """Normalises ``[N, H, W, C]`` per channel.
 
         Raises:
@@ -122,7 +125,7 @@ class BatchNorm(nn.Module):
             scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
             offset = self.param("offset", nn.initializers.zeros, (channels,), jnp.float32)
 
-        y = x.astype(jnp.float32)
+        y = jnp.asarray(x, jnp.float32)
         if train:
             size = self.ghost_size or x.shape[0]
             if x.shape[0] % size:
@@ -153,7 +156,7 @@ def shifted_relu(x: Images) -> Images:
     return jnp.maximum(x, jnp.asarray(-1, x.dtype))
 
 
-def downsample_skip(x: Images, channels: int, padding: str) -> Images:
+def downsample_skip(x: Images, channels: int, padding: str) -> NewImages:
     """Skip path of a down-sampling block: 3x3 average pool of stride 2, then zero channels.
 
     The average divides by the number of pixels inside the image, also at its border, as both
@@ -167,6 +170,6 @@ def downsample_skip(x: Images, channels: int, padding: str) -> Images:
     Returns:
       ``[N, ceil(H / 2), ceil(W / 2), channels]``.
     """
-    pads = spatial_pads(x.shape[1:3], 3, 2, padding)
+    pads = spatial_pads((x.shape[1], x.shape[2]), 3, 2, padding)
     pooled = nn.avg_pool(x, (3, 3), (2, 2), pads, count_include_pad=False)
     return jnp.pad(pooled, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))

@@ -16,6 +16,7 @@ from binwrn_jax.models.layers import (
     BatchNorm,
     BinaryConv,
     Images,
+    Pixels,
     downsample_skip,
     shifted_relu,
 )
@@ -113,7 +114,7 @@ class WideResNet(nn.Module):
             raise UserError(f"temperature {self.temperature} must be positive")
 
     @nn.compact
-    def __call__(self, images: Images, train: bool = False) -> Float[Array, "N classes"]:
+    def __call__(self, images: Pixels, train: bool = False) -> Float[Array, "N classes"]:
         """Logits of raw images.
 
         Args:
