@@ -1,0 +1,272 @@
+"""ONNX files whose weights stay bits, for onnxruntime, onnxruntime-web, OpenVINO and others.
+
+The packed rows (docs/packed-format.md) are uint8 initialisers. Standard operators of opset 18 turn
+them into +1 and -1; they depend on constants alone, so that a runtime computes them once, at load,
+and from then on runs the same float graph as for any other network.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from binwrn_jax.checkpoints import write_atomically
+from binwrn_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from binwrn_jax.deploy.packed import PackedModel
+
+OPSET = 18  # the first with BitwiseAnd
+IR_VERSION = 8  # that came with opset 18; a newer one would shut out runtimes for nothing
+FORMAT = "binwrn-onnx"
+VERSION = 1
+BATCH = 100  # images per run, which bounds the memory for activations
+TOLERANCE = 1e-3  # of the golden logits, relative to the largest; runtimes differ by about 1e-6
+INSTALL = "pip install 'binwrn-jax[deploy]'"
+DOC_STRING = (
+    "Wide residual network with one bit per convolution weight (McDonnell, ICLR 2018). The uint8 "
+    "initialisers *.bits hold 8 weights per byte, least significant bit first; the graph unpacks them "
+    "into +1 and -1. Input: raw pixels, NHWC, 0..255."
+)
+
+
+class _Graph:
+    """Nodes and initialisers of an ONNX graph in the making."""
+
+    def __init__(self, onnx: Any) -> None:
+        self._onnx = onnx
+        self.nodes: list[Any] = []
+        self.initializers: dict[str, Any] = {}
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """Adds an initialiser once; returns its name."""
+        if name not in self.initializers:
+            self.initializers[name] = self._onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def integers(self, *values: int) -> str:
+        """An int64 ``[len(values)]`` constant, as shapes and axes are given."""
+        return self.constant("int64_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Adds a node with one output; returns the output's name."""
+        self.nodes.append(self._onnx.helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+
+def _signs(graph: _Graph, packed: PackedModel, operation: dict[str, Any]) -> str:
+    """The nodes from the bits of a convolution to its float weights ``[C_out, C_in, F_h, F_w]``."""
+    name, (height, width), (c_in, c_out) = operation["tensor"], operation["window"], operation["channels"]
+    rows, k = packed.bits[name], height * width * c_in
+    bits = graph.constant(f"{name}.bits", rows)
+    column = graph.node("Unsqueeze", [bits, graph.integers(2)], f"{name}.bytes")
+    masks = graph.constant("masks", np.left_shift(1, np.arange(8)).astype(np.uint8))
+    masked = graph.node("BitwiseAnd", [column, masks], f"{name}.masked")
+    is_one = graph.node("Cast", [masked], f"{name}.is_one", to=graph._onnx.TensorProto.BOOL)
+    plus, minus = (graph.constant(n, np.float32(v)) for n, v in (("plus_one", 1), ("minus_one", -1)))
+    signs = graph.node("Where", [is_one, plus, minus], f"{name}.signs")
+    signs = graph.node("Reshape", [signs, graph.integers(c_out, 8 * rows.shape[1])], f"{name}.rows")
+    if 8 * rows.shape[1] != k:
+        inputs = [signs, graph.integers(0), graph.integers(k), graph.integers(1)]
+        signs = graph.node("Slice", inputs, f"{name}.cut")
+    signs = graph.node("Reshape", [signs, graph.integers(c_out, height, width, c_in)], f"{name}.ohwi")
+    return graph.node("Transpose", [signs], f"{name}.weights", perm=[0, 3, 1, 2])
+
+
+def _window(operation: dict[str, Any]) -> dict[str, list[int]]:
+    """The attributes that convolutions and pools share."""
+    (top, bottom), (left, right) = operation["pads"]
+    return {
+        "kernel_shape": operation["window"],
+        "strides": operation["stride"],
+        "pads": [top, left, bottom, right],
+    }
+
+
+def _build(onnx: Any, packed: PackedModel) -> Any:
+    """The ONNX model of a packed network."""
+    helper, types = onnx.helper, onnx.TensorProto
+    graph = _Graph(onnx)
+    pixels = graph.node("Cast", ["images"], "pixels", to=types.FLOAT)
+    values = {"image": graph.node("Transpose", [pixels], "image", perm=[0, 3, 1, 2])}
+    channels = {name: shape[-1] for name, shape in packed.value_shapes.items()}
+
+    for index, operation in enumerate(packed.operations):
+        op, inputs = operation["op"], [values[name] for name in operation["in"]]
+        # Numbered, so that no name in a packed file can clash with the names given here.
+        out = "logits" if operation is packed.operations[-1] else f"value{index}"
+        values[operation["out"]] = out
+        if op == "affine":
+            name, least = operation["tensor"], operation.get("min")
+            scale, offset = (part.reshape(1, -1, 1, 1) for part in packed.affines[name])
+            y = graph.node("Mul", [*inputs, graph.constant(f"{name}.scale", scale)], f"{name}.scaled")
+            shifted = out if least is None else f"{name}.shifted"
+            y = graph.node("Add", [y, graph.constant(f"{name}.offset", offset)], shifted)
+            if least == 0:
+                graph.node("Relu", [y], out)
+            elif least is not None:
+                graph.node("Max", [y, graph.constant(f"{name}.min", np.float32(least))], out)
+        elif op == "conv":
+            graph.node("Conv", [*inputs, _signs(graph, packed, operation)], out, **_window(operation))
+        elif op == "average_pool":
+            graph.node("AveragePool", inputs, out, count_include_pad=0, **_window(operation))
+        elif op == "max_pool":
+            graph.node("MaxPool", inputs, out, **_window(operation))
+        elif op == "pad_channels":
+            added = channels[operation["out"]] - channels[operation["in"][0]]
+            graph.node("Pad", [*inputs, graph.integers(0, 0, 0, 0, 0, added, 0, 0)], out)
+        elif op == "add":
+            graph.node("Add", inputs, out)
+        else:
+            graph.node("Flatten", [graph.node("GlobalAveragePool", inputs, "mean")], out)
+
+    metadata = {
+        **packed.metadata,
+        "format": FORMAT,
+        "golden": {
+            "image": base64.b64encode(packed.golden_image.tobytes()).decode(),
+            "logits": [float(logit) for logit in packed.golden_logits],
+        },
+    }
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "binwrn",
+            [helper.make_tensor_value_info("images", types.UINT8, ["batch", *metadata["input"]["shape"]])],
+            [helper.make_tensor_value_info("logits", types.FLOAT, ["batch", metadata["num_classes"]])],
+            list(graph.initializers.values()),
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="binwrn-jax",
+        doc_string=DOC_STRING,
+    )
+    helper.set_model_props(
+        model,
+        {
+            "binwrn": json.dumps(metadata),
+            "class_names": json.dumps(metadata["class_names"]),
+            "license": metadata.get("license") or "",
+        },
+    )
+    return model
+
+
+def write_onnx(packed: PackedModel, path: str | Path) -> None:
+    """Writes a packed network as ONNX, atomically.
+
+    The graph takes ``images``, uint8 ``[batch, H, W, C]`` with values 0..255 as for every other
+    reader, and gives ``logits``, float32 ``[batch, num_classes]``; the batch is dynamic. Its
+    ``metadata_props`` hold the packed file's metadata (key ``binwrn``, with the golden image in
+    base64 and its logits), the class names and the licence.
+
+    Raises:
+      UserError: the package onnx is not installed, or the path cannot be written.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError:
+        raise UserError(f"writing ONNX needs the package onnx: {INSTALL}") from None
+    model = _build(onnx, packed)
+    onnx.checker.check_model(model, full_check=True)
+    try:
+        write_atomically(Path(path), model.SerializeToString())
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror})") from error
+
+
+class OnnxPredictor:
+    """A network in an ONNX file, run by onnxruntime on the CPU.
+
+    Attributes:
+      description: the metadata of the file, with ``image_shape``.
+    """
+
+    def __init__(self, session: Any, description: dict[str, Any]) -> None:
+        self._session = session
+        self.description = description
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Logits, float32 ``[N, num_classes]``, of uint8 images ``[N, H, W, C]``, any N."""
+        parts = [
+            self._session.run(["logits"], {"images": images[start : start + BATCH]})[0]
+            for start in range(0, len(images), BATCH)
+        ]
+        return np.concatenate([np.zeros((0, self.description["num_classes"]), np.float32), *parts])
+
+
+def open_onnx(path: str | Path) -> OnnxPredictor:
+    """Opens a file of `write_onnx` with onnxruntime, and runs its golden image.
+
+    An ONNX file is a program: it has no checksum that a stranger could not forge. The golden image
+    shows that the file is whole and that this runtime computes the network.
+
+    Raises:
+      UserError: the package onnxruntime is not installed; no such file; not an ONNX file of this
+        project; damaged.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise UserError(f"reading ONNX needs the package onnxruntime: {INSTALL}") from None
+    try:
+        # From bytes, so that a file cannot make the runtime read others beside it.
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said once, below
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{path} is no ONNX file that onnxruntime can run ({reason}): export it again"
+        ) from None
+    description = _description(session, path)
+    predictor = OnnxPredictor(session, description)
+    golden = description.pop("golden")
+    difference = np.abs(predictor(golden["image"]) - golden["logits"]).max()
+    if not difference <= TOLERANCE * max(1.0, np.abs(golden["logits"]).max()):
+        raise UserError(
+            f"{path} is damaged (the logits of its golden image are off by {difference:.3g}): export it again"
+        )
+    return predictor
+
+
+def _description(session: Any, path: str | Path) -> dict[str, Any]:
+    """The metadata of an opened file, checked against the graph; ``golden`` as arrays of a batch of one."""
+    text = session.get_modelmeta().custom_metadata_map.get("binwrn")
+    if text is None:
+        raise UserError(
+            f"{path} is an ONNX file of another program: only those of `binwrn export` have metadata"
+        )
+    try:
+        description = json.loads(text)
+        if description["format"] != FORMAT or description["version"] != VERSION:
+            raise ValueError(f"format {description['format']!r} {description['version']!r}"[:80])
+        shape, classes = description["input"]["shape"], description["num_classes"]
+        for what, put, wanted in (
+            ("input", session.get_inputs(), ("images", "tensor(uint8)", ["batch", *shape])),
+            ("output", session.get_outputs(), ("logits", "tensor(float)", ["batch", classes])),
+        ):
+            if [(value.name, value.type, value.shape) for value in put] != [wanted]:
+                raise ValueError(f"its {what} is not {wanted}")
+        names = description["class_names"]
+        if len(names) not in (0, classes) or not all(isinstance(name, str) for name in names):
+            raise ValueError("class_names")
+        image = np.frombuffer(base64.b64decode(description["golden"]["image"], validate=True), np.uint8)
+        logits = np.asarray(description["golden"]["logits"], np.float32).reshape(1, classes)
+        description["golden"] = {"image": image.reshape(1, *shape), "logits": logits}
+        description["image_shape"] = shape
+        description.setdefault("dataset", None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise UserError(
+            f"{path} has metadata that this version cannot use ({reason}): export it again"
+        ) from None
+    return description
