@@ -117,7 +117,12 @@ def _bwn(axes: tuple[int, ...]) -> Rule:
         return (through_sign + through_alpha,)
 
     rule.defvjp(lambda w: (rule(w), w), backward)
-    return lambda w, scale=None: rule(w)
+
+    def without_scale(w: Kernel, scale: float | None = None) -> Kernel:
+        del scale
+        return rule(w)
+
+    return without_scale
 
 
 bwn_channel = _bwn((0, 1, 2))

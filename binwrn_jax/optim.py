@@ -17,7 +17,7 @@ Params = Any
 class ResettableTraceState(NamedTuple):
     """Momentum buffers, float32, and the number of updates done, int32."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     trace: Any
 
 

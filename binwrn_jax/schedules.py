@@ -23,7 +23,8 @@ def cycle_ends(epochs: int, first: int = 2) -> tuple[int, ...]:
     """
     if epochs < 1 or first < 1:
         raise UserError(f"epochs ({epochs}) and the first cycle ({first}) must be at least 1")
-    ends, length = [], first
+    ends: list[int] = []
+    length = first
     while not ends or ends[-1] < epochs:
         ends.append(min((ends[-1] if ends else 0) + length, epochs))
         length *= 2

@@ -86,7 +86,8 @@ def make_eval_step(model: nn.Module) -> Callable[[Any, Inputs], Sums]:
 
     def eval_step(variables: Any, inputs: Inputs) -> Sums:
         images, labels = fetch(inputs)
-        return metric_sums(model.apply(variables, images, train=False), labels, inputs["mask"])
+        logits: Any = model.apply(variables, images, train=False)
+        return metric_sums(logits, labels, inputs["mask"])
 
     return eval_step
 
