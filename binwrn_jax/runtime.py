@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +15,10 @@ import numpy as np
 from binwrn_jax.binarize import get_rule, he_scale, is_one_bit
 from binwrn_jax.checkpoints import load_model
 from binwrn_jax.config import build_model
+from binwrn_jax.data.sources import Arrays
 from binwrn_jax.errors import UserError
+from binwrn_jax.evaluate import summarise
+from binwrn_jax.losses import metric_sums
 
 RUNTIMES = ("auto", "numpy", "native")
 BATCH_SIZE = 100
@@ -64,14 +69,23 @@ class JaxPredictor:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `Predictor`."""
-        logits = np.empty((len(images), self.description["num_classes"]), np.float32)
-        for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size]
-            count = len(batch)
-            size = min(1 << (count - 1).bit_length(), self._batch_size)
-            padded = np.pad(batch, ((0, size - count), (0, 0), (0, 0), (0, 0)))
-            logits[start : start + count] = self._apply(self._variables, padded)[:count]
-        return logits
+        return in_batches(
+            partial(self._apply, self._variables), images, self.description["num_classes"], self._batch_size
+        )
+
+
+def in_batches(
+    network: Callable[[np.ndarray], jax.Array], images: np.ndarray, num_classes: int, batch_size: int
+) -> np.ndarray:
+    """Runs a jitted network on any number of images, see `JaxPredictor`; float32 ``[N, num_classes]``."""
+    logits = np.empty((len(images), num_classes), np.float32)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        count = len(batch)
+        size = min(1 << (count - 1).bit_length(), batch_size)
+        padded = np.pad(batch, ((0, size - count), (0, 0), (0, 0), (0, 0)))
+        logits[start : start + count] = network(padded)[:count]
+    return logits
 
 
 def open_model(
@@ -111,7 +125,7 @@ def open_model(
 
         return open_stablehlo(path)
     if runtime == "numpy":
-        from binwrn_jax.deploy.numpy_reader import open_numpy
+        from binwrn_jax.deploy.packed import open_numpy
 
         return open_numpy(path)
     if runtime == "native":
@@ -121,6 +135,50 @@ def open_model(
     from binwrn_jax.deploy.packed import open_packed
 
     return open_packed(path)
+
+
+def measure(
+    predictor: Predictor,
+    data: Arrays,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The exact error of a model on a data set, by the same sums for every runtime.
+
+    Args:
+      predictor: see `open_model`.
+      data: images and labels of the model's shape and classes.
+      batch_size: images per call of the predictor.
+      progress: is told how far it has come, a line after each batch.
+
+    Returns:
+      ``(result, logits)``: what `binwrn_jax.evaluate.summarise` gives, with ``seconds`` for all and
+      ``images_per_s`` of the whole batches after the first one, which compiles (of all where there is
+      no other); logits float32 ``[N, classes]``.
+    """
+    size = len(data.labels)
+    sums_of = jax.jit(metric_sums)
+    total: dict[str, np.ndarray] | None = None
+    logits, timings = [], []
+    for start in range(0, size, batch_size):
+        labels = data.labels[start : start + batch_size]
+        before = time.monotonic()
+        logits.append(predictor(data.images[start : start + batch_size]))
+        timings.append((len(labels), time.monotonic() - before))
+        sums = jax.device_get(sums_of(logits[-1], labels, np.ones(len(labels), bool)))
+        sums = {name: np.asarray(value, np.result_type(value, np.int64)) for name, value in sums.items()}
+        total = sums if total is None else {name: total[name] + sums[name] for name in sums}
+        done = start + len(labels)
+        progress(f"{done}/{size} images, error so far {100 * (1 - total['correct'] / done):.2f} %")
+    if total is None:
+        raise UserError("there are no images to evaluate")
+    rated = [timing for timing in timings[1:] if timing[0] == batch_size] or timings
+    result = {
+        **summarise(total),
+        "images_per_s": sum(count for count, _ in rated) / sum(seconds for _, seconds in rated),
+        "seconds": sum(seconds for _, seconds in timings),
+    }
+    return result, np.concatenate(logits)
 
 
 def kind_of(path: Path) -> str:
