@@ -1,0 +1,72 @@
+"""Learning rates against a NumPy formula, step by step over whole runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from binwrn_jax import UserError, cycle_ends, sgdr, step_decay
+
+STEPS = 400  # CIFAR: 50,000 images in batches of 125
+
+
+def sgdr_rates(cycles, steps, peak, floor):
+    """Loshchilov & Hutter 2017, Eq. 5, for cycles of the given epochs: one rate per step, float64."""
+    rates = []
+    for epochs in cycles:
+        t = np.arange(epochs * steps) / (epochs * steps)
+        rates.append(floor + 0.5 * (peak - floor) * (1 + np.cos(np.pi * t)))
+    return np.concatenate(rates)
+
+
+def every_step(schedule, steps):
+    """As the training step asks for it: jitted, one int32 step at a time."""
+    return np.asarray(jax.jit(lambda: jax.lax.map(schedule, jnp.arange(steps)))())
+
+
+@pytest.mark.parametrize("floor", [1e-4, 1e-5])
+def test_sgdr_at_every_step_of_254_epochs(floor):
+    cycles = [2, 4, 8, 16, 32, 64, 128]
+    ours = every_step(sgdr(254, STEPS, floor=floor), 254 * STEPS)
+    expected = sgdr_rates(cycles, STEPS, 0.1, floor)
+    assert ours.shape == expected.shape == (101_600,)
+    # float32 of the cosine near -1: half an ulp of 1 in 2, times 0.05.
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-8)
+
+    # The first step of each cycle has the peak exactly, the last one the floor but for a last small step.
+    ends = np.cumsum(cycles) * STEPS
+    starts = ends - np.array(cycles) * STEPS
+    np.testing.assert_array_equal(ours[starts], np.float32(0.1))
+    short = 0.05 * (1 - np.cos(np.pi / (np.array(cycles) * STEPS)))
+    assert (ours[ends - 1] > floor * (1 - 1e-3)).all() and (ours[ends - 1] < floor + 2 * short).all()
+    for start, end in zip(starts, ends, strict=True):
+        assert (np.diff(ours[start:end]) <= 0).all()
+    assert float(sgdr(254, STEPS, floor=floor)(254 * STEPS)) == pytest.approx(floor, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "first", "cycles"), [(9, 2, [2, 4, 3]), (1, 2, [1]), (10, 1, [1, 2, 4, 3]), (5, 5, [5])]
+)
+def test_sgdr_cut_short_is_a_shorter_cosine(epochs, first, cycles):
+    ours = every_step(sgdr(epochs, 7, peak=0.3, floor=0.001, first_cycle=first), epochs * 7)
+    np.testing.assert_allclose(ours, sgdr_rates(cycles, 7, 0.3, 0.001), rtol=1e-5)
+    assert np.diff((0, *cycle_ends(epochs, first))).tolist() == cycles
+
+
+def test_cycle_ends_are_the_papers():
+    assert cycle_ends(254) == (2, 6, 14, 30, 62, 126, 254)
+    for epochs in (2, 6, 14, 30, 62, 126):
+        assert cycle_ends(epochs)[-1] == epochs
+        assert cycle_ends(254)[: len(cycle_ends(epochs))] == cycle_ends(epochs)
+    assert cycle_ends(7) == (2, 6, 7)
+    for bad in ((0, 2), (10, 0)):
+        with pytest.raises(UserError, match="at least 1"):
+            cycle_ends(*bad)
+
+
+def test_step_schedule_of_figure_6():
+    ours = every_step(step_decay(STEPS), 254 * STEPS)
+    expected = np.repeat([0.1, 0.01, 0.001], np.array([85, 85, 84]) * STEPS)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    with pytest.raises(UserError, match="2 drops need 3 rates, not 2"):
+        step_decay(10, rates=(0.1, 0.01))
