@@ -1,4 +1,4 @@
-"""Reads and runs a packed model file with NumPy and the standard library: the format's definition as a program.
+"""Reads and runs a packed model file with NumPy alone: the definition of the format as a program.
 
 This one file needs nothing else of binwrn-jax and may be copied out of it (MIT licence). It checks
 everything that docs/packed-format.md demands before it allocates anything; whatever is wrong raises
@@ -323,10 +323,8 @@ def value_shapes(
     for name, wanted in expected.items():
         found = tensor_shapes.get(name)
         _demand(found is not None, f"tensor {_brief(name)} is missing")
-        _demand(
-            found == wanted,
-            f"tensor {_brief(name)} is {found[0].name} {list(found[1])}, not {wanted[0].name} {list(wanted[1])}",
-        )
+        for have, want in zip(found, wanted, strict=True):
+            _demand(have == want, f"tensor {_brief(name)} has {have}, but the operations need {want}")
     unused = sorted(set(tensor_shapes) - set(expected))
     _demand(not unused, f"tensor {_brief(unused[:1])} is used by no operation")
     return shapes

@@ -1,4 +1,10 @@
-"""The packed model file: one bit per convolution weight, everything else folded (docs/packed-format.md)."""
+"""The packed model file: one bit per convolution weight, everything else folded (docs/packed-format.md).
+
+packed = pack(variables, description, golden_image)      # of a trained network
+write_packed(packed, Path("model.safetensors"))
+model = load_packed("model.safetensors")
+logits = model.predict(images)
+"""
 
 from __future__ import annotations
 
@@ -8,11 +14,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from binwrn_jax.binarize import he_scale
 from binwrn_jax.checkpoints import write_atomically
+from binwrn_jax.config import build_model
 from binwrn_jax.deploy import numpy_reader
+from binwrn_jax.deploy.folding import Operation, fold, layout_of, same_structure, unfold
 from binwrn_jax.errors import UserError
+from binwrn_jax.runtime import BATCH_SIZE, LayerRow, Predictor, in_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +61,7 @@ class PackedModel:
 
     @property
     def value_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each value that the operations name, per image: ``(H, W, C)``, the logits ``(classes,)``."""
+        """Shape of each value that the operations name: ``(H, W, C)``, for the logits ``(classes,)``."""
         shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
         return numpy_reader.value_shapes(self.metadata, shapes)
 
@@ -86,18 +99,73 @@ def pack_signs(kernel: np.ndarray) -> np.ndarray:
     return np.packbits(rows >= 0, axis=1, bitorder="little")
 
 
+def pack(
+    variables: dict[str, Any],
+    description: dict[str, Any],
+    golden_image: np.ndarray,
+    license: str | None = None,
+) -> PackedModel:
+    """A trained network as bits and multiply-adds.
+
+    Args:
+      variables: ``params`` and ``batch_stats``, as `binwrn_jax.load_model` gives them.
+      description: the fields of ``model.json``; ``model``, ``num_classes`` and ``image_shape`` at least.
+      golden_image: uint8 ``[H, W, C]``, a real image if there is one; its logits are computed here.
+      license: of the weights; the description's own where None.
+
+    Raises:
+      UserError: 32-bit weights, NaN weights, moments or scales that are not finite.
+    """
+    shape, classes = tuple(description["image_shape"]), description["num_classes"]
+    layout = layout_of(build_model(description["model"], classes), shape)
+    operations, affines = fold(layout, variables)
+    bits = {
+        op["tensor"]: pack_signs(variables["params"][op["tensor"]]["kernel"])
+        for op in operations
+        if op["op"] == "conv"
+    }
+    metadata = {
+        "format": numpy_reader.FORMAT,
+        "version": numpy_reader.VERSION,
+        "operations": operations,
+        "input": {
+            "shape": list(shape),
+            "dtype": "uint8",
+            "range": [0, 255],
+            "channels": {1: "grey", 3: "RGB"}.get(shape[2], "other"),
+            "resize": "bilinear",
+        },
+        "num_classes": classes,
+        "class_names": list(description.get("class_names") or []),
+        "dataset": description.get("dataset"),
+        "network": description["model"],
+        "test": description.get("test"),
+        "config_sha256": description.get("config_sha256"),
+        "license": license or description.get("license"),
+    }
+    metadata["sha256"] = numpy_reader.checksum(metadata, bits)
+    packed = PackedModel(metadata, bits, affines, golden_image, np.zeros(classes, np.float32))
+    _check(packed)
+    logits = numpy_reader.Model(metadata, packed.tensors)(golden_image[None])[0]
+    return dataclasses.replace(packed, golden_logits=logits)
+
+
+def _check(packed: PackedModel) -> None:
+    try:
+        packed.value_shapes  # noqa: B018  (it checks)
+        numpy_reader.check_tensors(packed.metadata, packed.tensors)
+    except numpy_reader.PackedFileError as error:
+        raise UserError(f"this network cannot be packed: {error}") from error
+
+
 def serialise(packed: PackedModel) -> bytes:
     """The bytes of the packed file; the same model gives the same bytes.
 
     Raises:
       UserError: the model breaks a rule of the format.
     """
+    _check(packed)
     tensors = packed.tensors
-    try:
-        packed.value_shapes  # noqa: B018  (it checks)
-        numpy_reader.check_tensors(packed.metadata, tensors)
-    except numpy_reader.PackedFileError as error:
-        raise UserError(f"this network cannot be packed: {error}") from error
     compact = {"separators": (",", ":"), "allow_nan": False}
     header: dict[str, Any] = {"__metadata__": {"binwrn": json.dumps(packed.metadata, **compact)}}
     position = 0
@@ -148,3 +216,193 @@ def read_packed(path: str | Path) -> PackedModel:
         golden_image=tensors["golden.image"],
         golden_logits=tensors["golden.logits"],
     )
+
+
+# --- running it with JAX ------------------------------------------------------------------------------------
+
+
+def _unpack(weight: jax.Array, operation: Operation) -> jax.Array:
+    """Bits uint8 ``[C_out, ceil(K / 8)]`` to float32 ``[F_h, F_w, C_in, C_out]``, inside a program."""
+    window, (c_in, c_out) = operation["window"], operation["channels"]
+    rows = jnp.unpackbits(weight, axis=1, count=math.prod(window) * c_in, bitorder="little")
+    kernel = rows.reshape(c_out, *window, c_in).transpose(1, 2, 3, 0)
+    return jnp.where(kernel, jnp.float32(1), jnp.float32(-1))
+
+
+def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax.Array]) -> jax.Array:
+    op, x = operation["op"], inputs[0]
+    tensor = operation.get("tensor")
+    if op == "affine":
+        scale, offset = (weights[f"{tensor}.{part}"].reshape(1, 1, 1, -1) for part in ("scale", "offset"))
+        low = operation.get("min")
+        y = x * scale + offset
+        return y if low is None else jnp.maximum(y, jnp.float32(low))
+    if op == "conv":
+        weight = weights[tensor]
+        kernel = _unpack(weight, operation) if weight.dtype == jnp.uint8 else weight
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            operation["stride"],
+            operation["pads"],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    if op in ("average_pool", "max_pool"):
+        window, stride = tuple(operation["window"]), tuple(operation["stride"])
+        pads = [tuple(pad) for pad in operation["pads"]]
+        if op == "max_pool":
+            return nn.max_pool(x, window, stride, pads)
+        return nn.avg_pool(x, window, stride, pads, count_include_pad=False)
+    if op == "pad_channels":
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, operation["channels"] - x.shape[3])))
+    if op == "add":
+        return x + inputs[1]
+    return x.mean((1, 2))
+
+
+class LoadedModel:
+    """A packed model on the device, see `load_packed`.
+
+    Attributes:
+      packed: what the file holds.
+      description: the fields of ``model.json`` that the file knows.
+      weights: the arrays on the device by name: kernels, or their bits, and multiply-adds.
+    """
+
+    def __init__(self, packed: PackedModel, keep_packed: bool = False) -> None:
+        self.packed = packed
+        metadata = packed.metadata
+        self.description: dict[str, Any] = {
+            "model": metadata.get("network"),
+            "num_classes": metadata["num_classes"],
+            "image_shape": metadata["input"]["shape"],
+            **{
+                key: metadata.get(key)
+                for key in ("class_names", "dataset", "test", "config_sha256", "license")
+            },
+        }
+        self.weights: dict[str, jax.Array] = {
+            name: jnp.asarray(tensor if name not in packed.bits or keep_packed else packed.signs(name))
+            for name, tensor in packed.tensors.items()
+            if not name.startswith("golden.")
+        }
+        self._run = jax.jit(self.apply)
+
+    def apply(self, weights: dict[str, jax.Array], images: jax.Array, train: bool = False) -> jax.Array:
+        """The pure function behind `predict`, called as a Flax model's ``apply`` is.
+
+        Args:
+          weights: as the attribute.
+          images: ``[N, H, W, C]``.
+          train: must be False.
+        """
+        if train:
+            raise ValueError("a packed model has nothing to train: use .model and .variables")
+        if images.ndim != 4 or list(images.shape[1:]) != self.description["image_shape"]:
+            size = " x ".join(map(str, self.description["image_shape"]))
+            raise UserError(f"images of shape {images.shape}, but the model takes N x {size}")
+        values = {"image": jnp.asarray(images, jnp.float32)}
+        for operation in self.packed.operations:
+            inputs = [values[name] for name in operation["in"]]
+            values[operation["out"]] = _apply(operation, inputs, weights)
+        return values[self.packed.operations[-1]["out"]]
+
+    def predict(self, images: jax.typing.ArrayLike) -> jax.Array:
+        """Logits float32 ``[N, classes]`` of images ``[N, H, W, C]``, uint8 or floats in 0..255.
+
+        Jitted: compiled once for each N.
+        """
+        return self._run(self.weights, jnp.asarray(images))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `binwrn_jax.runtime.Predictor`."""
+        return in_batches(self.predict, images, self.description["num_classes"], BATCH_SIZE)
+
+    @property
+    def model(self) -> nn.Module:
+        """The Flax network in float32.
+
+        Raises:
+          UserError: the file does not say, or its operations are of no network of this package.
+        """
+        return self._layout().model
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """``params`` and ``batch_stats`` for `model` that give the same logits, see `unfold`."""
+        return unfold(self._layout(), self.packed.affines, self.packed.signs)
+
+    def _layout(self) -> Any:
+        try:
+            fields = {**self.description["model"], "dtype": "float32"}
+            shape = tuple(self.description["image_shape"])
+            layout = layout_of(build_model(fields, self.description["num_classes"]), shape)
+            known = same_structure(layout, self.packed.operations)
+        except Exception as error:  # whatever the file has in the place of the fields
+            raise UserError(f"the packed model names no network of this package ({error})") from error
+        if not known:
+            raise UserError("the packed model's operations are not those of the network that it names")
+        return layout
+
+
+def load_packed(path: str | Path, keep_packed: bool = False) -> LoadedModel:
+    """Reads a packed model for use with JAX.
+
+    Args:
+      path: of the file.
+      keep_packed: keep one bit per weight in the device's memory too and unpack inside the program,
+        anew at each call: 32 times less memory for the weights, and slower (docs/results/packed.md).
+
+    Raises:
+      UserError: see `read_packed`.
+    """
+    return LoadedModel(read_packed(path), keep_packed)
+
+
+def open_packed(path: str | Path) -> Predictor:
+    """A packed file as a `Predictor` that runs on JAX; raises as `load_packed` does."""
+    return load_packed(path)
+
+
+class NumpyPredictor:
+    """A packed file as a `Predictor` that runs on NumPy."""
+
+    def __init__(self, packed: PackedModel) -> None:
+        self._model = numpy_reader.Model(packed.metadata, packed.tensors)
+        self.description = {**packed.metadata, "image_shape": packed.metadata["input"]["shape"]}
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `binwrn_jax.runtime.Predictor`."""
+        return self._model(images)
+
+
+def open_numpy(path: str | Path) -> Predictor:
+    """A packed file run by the executable definition of the format; raises as `read_packed` does."""
+    return NumpyPredictor(read_packed(path))
+
+
+def layers(path: str | Path) -> list[LayerRow]:
+    """The convolutions of a packed file in order of use, for ``binwrn inspect``.
+
+    Raises:
+      UserError: see `read_packed`.
+    """
+    packed = read_packed(path)
+    network = packed.metadata.get("network") or {}
+    rows = []
+    for operation in packed.operations:
+        if operation["op"] == "conv":
+            signs = packed.signs(operation["tensor"])
+            one_scale = network.get("weights") == "1bit"
+            rows.append(
+                LayerRow(
+                    name=operation["tensor"],
+                    shape=signs.shape,
+                    scale=he_scale(signs.shape, plain=bool(network.get("plain"))) if one_scale else None,
+                    plus_share=float((signs > 0).mean()),
+                    values=len(np.unique(signs)),
+                    bits=signs.size,
+                    bytes=-(-signs.size // 8),
+                )
+            )
+    return rows
