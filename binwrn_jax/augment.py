@@ -12,8 +12,8 @@ from binwrn_jax.errors import UserError
 
 Batch = UInt8[Array, "N H W C"]
 
-PAD = 4
-CUTOUT = 18
+# Of the paper's 32x32 images; in proportion for other sizes.
+PAD, CUTOUT, SIZE = 4, 18, 32
 
 
 def flip(key: PRNGKeyArray, images: Batch) -> Batch:
@@ -26,12 +26,14 @@ def _noise(key: PRNGKeyArray, images: Batch) -> Batch:
     return jax.random.bits(key, images.shape, jnp.uint8)
 
 
-def random_crop(key: PRNGKeyArray, images: Batch, pad: int = PAD) -> Batch:
+def random_crop(key: PRNGKeyArray, images: Batch, pad: int | None = None) -> Batch:
     """Pads each image by ``pad`` with uniform random integers 0..255 and crops it back at random.
 
     Both offsets are uniform in 0..2 pad; the integers are fresh for each image, pixel and channel.
+    ``pad`` is 4 for the paper's 32x32 images, and by default in that proportion to the height.
     uint8 ``[N, H, W, C]`` in and out.
     """
+    pad = round(PAD * images.shape[1] / SIZE) if pad is None else pad
     key_offset, key_noise = jax.random.split(key)
     n, height, width, _ = images.shape
     shift = jax.random.randint(key_offset, (2, n), -pad, pad + 1)
@@ -45,13 +47,14 @@ def random_crop(key: PRNGKeyArray, images: Batch, pad: int = PAD) -> Batch:
     return jnp.where(inside[..., None], moved, _noise(key_noise, images))
 
 
-def cutout(key: PRNGKeyArray, images: Batch, size: int = CUTOUT) -> Batch:
+def cutout(key: PRNGKeyArray, images: Batch, size: int | None = None) -> Batch:
     """Replaces a ``size`` x ``size`` patch of each image by uniform random integers 0..255.
 
     The patch's top-left index is uniform from ``-(size - 2)`` to ``H - 1`` (-16 to 31 for the
-    paper's 18 on 32x32), likewise for columns, so that it is cut off at the borders.
-    uint8 ``[N, H, W, C]`` in and out.
+    paper's 18 on 32x32), likewise for columns, so that it is cut off at the borders. By default
+    the size is in that proportion to the height. uint8 ``[N, H, W, C]`` in and out.
     """
+    size = round(CUTOUT * images.shape[1] / SIZE) if size is None else size
     key_row, key_col, key_noise = jax.random.split(key, 3)
     n, height, width, _ = images.shape
     top = jax.random.randint(key_row, (n, 1), -(size - 2), height)

@@ -65,7 +65,8 @@ class Checkpoints:
         foreign = [p.name for p in self._directory.iterdir() if not known.fullmatch(p.name)]
         if foreign:
             raise UserError(
-                f"{self._directory} holds {foreign[0]!r}, no checkpoint of this program: choose another --workdir"
+                f"{self._directory} holds {foreign[0]!r}, no checkpoint of this program: "
+                "choose another --workdir"
             )
 
     def latest(self) -> int | None:

@@ -23,8 +23,8 @@ from binwrn_jax.schedules import Schedule, cycle_ends, sgdr, step_decay
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# Changing these between two starts of a run does not change what it computes.
-FREE_FIELDS = ("data.dir", "checkpoint", "log", "eval.batch_size")
+# Changing these between two starts of a run does not change what it computes, but for rounding.
+FREE_FIELDS = ("data.dir", "checkpoint", "log", "eval.batch_size", "devices")
 
 
 def base_config() -> ConfigDict:
@@ -222,7 +222,7 @@ def build_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
 
 def build_optimizer(config: ConfigDict, steps_per_epoch: int) -> Any:
     """The optax transformation with the configured schedule, decay and momentum resets."""
-    resets = ()
+    resets: tuple[int, ...] = ()
     if config.schedule.name == "sgdr" and config.optimizer.reset_momentum:
         resets = tuple(end * steps_per_epoch for end in restarts(config)[:-1])
     return sgd(

@@ -34,11 +34,16 @@ def evaluate(
     total: Sums | None = None
     for done, inputs in enumerate(batches, start=1):
         sums = eval_step(variables, inputs)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        total = sums if total is None else _add(total, sums)
         progress(done)
     if total is None:
         raise ValueError("no batches to evaluate")
     return summarise(jax.device_get(total))
+
+
+@jax.jit
+def _add(total: Sums, sums: Sums) -> Sums:
+    return jax.tree.map(jnp.add, total, sums)
 
 
 def summarise(sums: dict[str, np.ndarray]) -> dict[str, float]:

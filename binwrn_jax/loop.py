@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import signal
+import statistics
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,7 +96,7 @@ def _train(run: Run) -> dict[str, Any]:
     # The network and its optimiser; nothing has been written up to here.
     model = configs.build_model(config.model, spec.num_classes)
     optimizer = configs.build_optimizer(config, steps_per_epoch)
-    rate = configs.build_schedule(config, steps_per_epoch)
+    rate = jax.jit(configs.build_schedule(config, steps_per_epoch))
     state = init_state(model, optimizer, spec.image_shape, config.seed)
     if config.init_from:
         state = initial_params(state, Path(config.init_from))
@@ -133,7 +134,10 @@ def _train(run: Run) -> dict[str, Any]:
     )
     eval_step = jax.jit(make_eval_step(model), out_shardings=everywhere)
     moments_step = jax.jit(
-        make_moments_step(model, config.augmentation, config.seed), donate_argnums=0, out_shardings=everywhere
+        make_moments_step(model, config.augmentation, config.seed),
+        donate_argnums=0,
+        in_shardings=(everywhere, everywhere, inputs_sharding, everywhere),
+        out_shardings=everywhere,
     )
 
     def interruptible(batches: Iterator[Any], count: int, what: str) -> Iterator[Any]:
@@ -207,9 +211,8 @@ def _train(run: Run) -> dict[str, Any]:
         """After a signal: everything up to this step goes to disk."""
         checkpoints.save(step, state)
         checkpoints.wait()
-        progress.say(
-            f"stopped by {signal.Signals(stop.signum or 0).name} at step {step}, saved: run the same command to go on"
-        )
+        name = signal.Signals(stop.signum or 0).name
+        progress.say(f"stopped by {name} at step {step}, saved: run the same command to go on")
         stop.check()
 
     before = log.records[-1]["seconds"] if log.records else 0.0
@@ -268,32 +271,32 @@ def _train(run: Run) -> dict[str, Any]:
     checkpoints.close()
     tests = log.of_kind("eval")
     rates = [record["images_per_s"] for record in log.of_kind("train") if record["images_per_s"]]
+    network = f"{config.model.depth}-{config.model.width:g}"
     summary = {
         "dataset": spec.name,
-        "network": f"{config.model.depth}-{config.model.width:g}",
+        "network": network,
         "weights": config.model.weights,
         "seed": config.seed,
         "epochs": config.epochs,
         "steps": step,
-        "test": {
-            key: value
-            for key, value in tests[-1].items()
-            if key not in ("kind", "step", "seconds", "cycle_end")
-        },
+        "test": {k: v for k, v in tests[-1].items() if k not in ("kind", "step", "seconds", "cycle_end")},
         "test_error": tests[-1]["error"],
         "test_error_at_cycle_ends": {str(r["epoch"]): r["error"] for r in tests if r["cycle_end"]},
         "train_error": log.of_kind("epoch")[-1]["train_error"],
         "seconds": tests[-1]["seconds"],
-        "images_per_s": sorted(rates)[len(rates) // 2] if rates else None,
-        "hardware": f"{mesh.size} x {environment['devices'][0]} ({environment['processor']}, {environment['cores']} cores)",
+        "images_per_s": statistics.median(rates) if rates else None,
+        "devices": environment["devices"],
+        "processor": environment["processor"],
+        "cores": environment["cores"],
         "commit": environment["commit"],
     }
-    title = f"{spec.name}, {summary['network']} {summary['weights']}, seed {config.seed}: test error {summary['test_error']:.2f} %"
+    error = f"test error {summary['test_error']:.2f} %"
+    title = f"{spec.name}, {network} {config.model.weights}, seed {config.seed}: {error}"
     metrics.draw_curves(workdir / "curves.png", log.records, title)
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     log.close()
     progress.say(
-        f"done: test error {summary['test_error']:.2f} % after {config.epochs} epochs, "
+        f"done: {error} after {config.epochs} epochs, "
         f"{metrics.duration(summary['seconds'])}; see {workdir / 'summary.json'} and curves.png"
     )
     return summary

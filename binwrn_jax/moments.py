@@ -33,12 +33,23 @@ def dataset_moments(
     Returns:
       New ``batch_stats``: ``mean`` and ``var`` float32 ``[C]`` of each layer.
     """
-    sums = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    sums = {name: {"mean": layer["mean"], "std": layer["var"]} for name, layer in sums.items()}
+    sums = _zeros(variables["batch_stats"])
     count = 0
     for position, inputs in batches:
         sums = moments_step(sums, variables, inputs, position)
         count += 1
+    return _divide(sums, count)
+
+
+@jax.jit
+def _zeros(batch_stats: Any) -> Any:
+    return {
+        name: {"mean": 0 * layer["mean"], "std": 0 * layer["var"]} for name, layer in batch_stats.items()
+    }
+
+
+@jax.jit
+def _divide(sums: Any, count: jax.Array) -> Any:
     return {
         name: {
             "mean": layer["mean"] / count,

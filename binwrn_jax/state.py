@@ -42,9 +42,11 @@ class TrainState(struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def stream_key(seed: int, stream: int, position: jax.typing.ArrayLike) -> PRNGKeyArray:
+def stream_key(
+    seed: int, stream: int, position: jax.typing.ArrayLike, impl: str = "threefry2x32"
+) -> PRNGKeyArray:
     """The PRNG key of one position (a step) of one stream of a seed."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), position)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed, impl=impl), stream), position)
 
 
 def init_state(
@@ -61,12 +63,20 @@ def init_state(
       image_shape: ``(H, W, C)``.
       seed: any non-negative int.
     """
-    variables = model.init(stream_key(seed, INIT_STREAM, 0), jnp.zeros((1, *image_shape), jnp.uint8))
-    return TrainState(
-        step=jnp.zeros([], jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        epoch_loss=jnp.zeros([], jnp.float32),
-        epoch_errors=jnp.zeros([], jnp.int32),
-    )
+
+    # Jitted as one program: eagerly, each layer would compile a handful of its own. XLA needs seconds
+    # for every threefry draw of another shape, so the one-off initial weights come from its own generator.
+    @jax.jit
+    def init() -> TrainState:
+        key = stream_key(seed, INIT_STREAM, 0, impl="rbg")
+        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))
+        return TrainState(
+            step=jnp.zeros([], jnp.int32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=optimizer.init(variables["params"]),
+            epoch_loss=jnp.zeros([], jnp.float32),
+            epoch_errors=jnp.zeros([], jnp.int32),
+        )
+
+    return init()

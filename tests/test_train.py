@@ -1,0 +1,322 @@
+"""The run as a user meets it: real processes, real digits, signals, resuming, bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from binwrn_jax import cli
+from binwrn_jax.checkpoints import load_model
+from binwrn_jax.metrics import read_records
+
+ROOT = Path(__file__).parent.parent
+# Tiny, with two whole cycles, a cutout (so that keys matter) and checkpoints between epochs.
+RUN = [
+    "--config=configs/digits.py:8-0.25,1bit,cutout",
+    "--config.epochs=6",
+    "--config.seed=3",
+    "--config.checkpoint.every_steps=10",
+    "--config.log.every_steps=5",
+]
+
+
+def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "train.py", *RUN, f"--workdir={workdir}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(workdir: Path, *arguments: str) -> str:
+    process = start(workdir, *arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Returns when the run has logged that step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        records = read_records(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").exists() else []
+        if records and records[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError("the run did not get there in two minutes")
+
+
+def assert_same_network(workdir: Path, other: Path) -> None:
+    ours, theirs = load_model(workdir)[0], load_model(other)[0]
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def numbers(workdir: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    timed = ("seconds", "images_per_s")
+    return [
+        {key: value for key, value in record.items() if key not in timed}
+        for record in read_records(workdir / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    output = finish(workdir)
+    assert "end of cycle" in output and "done: test error" in output
+    return workdir
+
+
+def test_workdir_holds_what_the_readme_says(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "curves.png",
+        "checkpoints",
+        "model",
+    } <= names
+    summary = json.loads((whole / "summary.json").read_text())
+    assert list(summary["test_error_at_cycle_ends"]) == ["2", "6"]
+    assert summary["epochs"] == 6 and summary["steps"] == 6 * 28 and summary["seconds"] > 0
+    assert summary["test_error"] < 30  # chance is 90
+    assert (whole / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    steps = {int(path.name) for path in (whole / "checkpoints").iterdir() if path.name.isdigit()}
+    assert {56, 168} <= steps  # a checkpoint for each cycle's end, and the last two
+    assert len(steps) <= 4
+    environment = json.loads((whole / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+
+
+def test_train_error_of_an_epoch_is_that_of_its_steps(whole):
+    records = numbers(whole)
+    for epoch in (1, 6):
+        steps = [r for r in records if r["kind"] == "train" and epoch - 1 < r["epoch"] <= epoch]
+        ends = [0 if epoch == 1 else (epoch - 1) * 28, *(r["step"] for r in steps)]
+        weighted = np.average([r["error"] for r in steps], weights=np.diff(ends))
+        (record,) = [r for r in records if r["kind"] == "epoch" and r["epoch"] == epoch]
+        assert record["train_error"] == pytest.approx(weighted)
+
+
+def test_kill_9_then_the_same_command_ends_with_the_same_bits(whole, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path, 75)
+    process.kill()
+    process.communicate()
+    logged = read_records(tmp_path / "metrics.jsonl")[-1]["step"]
+    output = finish(tmp_path)
+    resumed = int(re.search(r"resumed at step (\d+)", output)[1])
+    assert 0 < resumed <= logged + 5
+    assert logged - resumed <= 30  # every_steps, and what was being written
+    assert_same_network(tmp_path, whole)
+    strip = [r for r in numbers(tmp_path) if r["kind"] != "train"]
+    assert strip == [r for r in numbers(whole) if r["kind"] != "train"]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signal_saves_first(whole, tmp_path, signum, code):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path, 75)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    stopped = int(re.search(r"at step (\d+), saved", output)[1])
+    assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
+    assert f"resumed at step {stopped}" in finish(tmp_path)
+    assert_same_network(tmp_path, whole)
+
+
+def test_finished_run_is_left_alone(whole):
+    before = (whole / "metrics.jsonl").read_text()
+    assert "resumed at step 168" in finish(whole)
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    """The program in this process: exit code and stderr."""
+    os.chdir(ROOT)
+    code = cli.train_main(["train.py", *arguments], ROOT / "configs" / "digits.py")
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.sed=1"], r"unknown config field 'sed' \(did you mean 'seed'"),
+        (["--config.width=2"], r"did you mean 'model.width'"),
+        (["--config.seed=x"], "invalid literal"),
+        (["--config.seed=-1"], "seed is -1: it must be at least 0"),
+        (["--wrokdir=x"], "workdir"),
+        (["runs"], "unexpected argument 'runs'"),
+        (["--config=configs/nothing.py"], "no config file configs/nothing.py"),
+        (["--config=configs/digits.py:20-4,1bti"], r"unknown spec word '1bti' \(did you mean '1bit'"),
+        (["--config=configs/digits.py:21-4"], "depth 21 is not 6n . 2: use 20 or 26"),
+        (["--config.model.width=0"], "width 0.0 leaves no channel"),
+        (["--config.model.weights=2bit"], "unknown weights '2bit': choose one of 1bit"),
+        (["--config.model.padding=valid"], "unknown padding"),
+        (["--config.model.dtype=float8"], "unknown model.dtype"),
+        (["--config.augmentation=mixup"], "unknown augmentation 'mixup'"),
+        (["--config.data.name=cifar"], "unknown data set 'cifar'.*cifar10"),
+        (["--config.batch_size=2000"], "1437 training images are fewer than one batch of 2000"),
+        (["--config.batch_size=30", "--config.model.ghost_size=7"], "does not divide into ghost groups of 7"),
+        (["--config.devices=99"], "99 devices wanted, but JAX sees"),
+        (["--config.init_from=nowhere"], "no model at nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, arguments, message):
+    workdir = tmp_path / "run"
+    code, error = run(capsys, "--config=configs/digits.py", f"--workdir={workdir}", *arguments)
+    assert code == 2
+    assert re.search(message, error), error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not list(workdir.glob("[!.]*"))
+
+
+def test_batch_must_divide_over_the_devices(capsys, tmp_path):
+    devices = jax.device_count()
+    if devices == 1:
+        pytest.skip("there is one device, over which every batch divides")
+    code, error = run(capsys, f"--workdir={tmp_path}", "--config.batch_size=125")
+    assert code == 2
+    assert f"batch_size 125 does not divide over {devices} devices: use 120 or 128" in error
+
+
+def test_missing_data_without_network_says_what_to_set(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens on the discard port
+    code, error = run(capsys, "--config=configs/cifar100.py", f"--workdir={tmp_path / 'run'}")
+    assert code == 2
+    assert "TFDS_DATA_DIR" in error and "--config.data.dir" in error
+    assert error.rstrip().splitlines()[-1].startswith("error: cifar100 is not prepared")
+
+
+def copy_of(whole: Path, tmp_path: Path) -> Path:
+    subprocess.run(["cp", "-r", str(whole), str(tmp_path / "copy")], check=True)
+    return tmp_path / "copy"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_workdir_of_another_config_names_the_fields(capsys, whole, tmp_path):
+    workdir = copy_of(whole, tmp_path)
+    before = snapshot(workdir)
+    code, error = run(capsys, *RUN, f"--workdir={workdir}", "--config.seed=4", "--config.model.width=0.5")
+    assert code == 2
+    assert "another config (model.width: 0.25 -> 0.5; seed: 3 -> 4)" in error
+    assert snapshot(workdir) == before
+
+
+def test_corrupt_checkpoint_is_named_and_kept(capsys, whole, tmp_path):
+    workdir = copy_of(whole, tmp_path)
+    for path in (workdir / "checkpoints" / "168").rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[:50])
+    before = snapshot(workdir)
+    code, error = run(capsys, *RUN, "--config.devices=1", f"--workdir={workdir}")
+    assert code == 2 and error.count("\n") == 1, error
+    assert re.search(r"checkpoint .*/168 cannot be read .*: delete this folder to resume", error), error
+    after = snapshot(workdir)
+    assert {k: v for k, v in after.items() if k in before} == before
+    # And the remedy works.
+    subprocess.run(["rm", "-r", str(workdir / "checkpoints" / "168")], check=True)
+    assert run(capsys, *RUN, "--config.devices=1", f"--workdir={workdir}")[0] == 0
+    assert_same_network(workdir, whole)
+
+
+def test_foreign_files_among_the_checkpoints(capsys, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "thesis.tex").write_text("all of it")
+    code, error = run(capsys, "--config.batch_size=40", f"--workdir={tmp_path}")
+    assert code == 2
+    assert "has checkpoints but no config.json" in error
+    assert (tmp_path / "checkpoints" / "thesis.tex").read_text() == "all of it"
+
+
+def test_two_runs_in_one_folder(capsys, tmp_path):
+    process = start(tmp_path)
+    try:
+        wait_for_step(process, tmp_path, 5)
+        code, error = run(capsys, *RUN, f"--workdir={tmp_path}")
+        assert code == 2 and "another run is using" in error
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_resumes_on_another_number_of_devices(capsys, whole, tmp_path):
+    if jax.device_count() == 1:
+        pytest.skip("there is one device only")
+    workdir = copy_of(whole, tmp_path)
+    subprocess.run(["rm", "-r", str(workdir / "checkpoints" / "168")], check=True)
+    assert run(capsys, *RUN, "--config.devices=2", f"--workdir={workdir}")[0] == 0
+    ours, theirs = (
+        np.concatenate([x.ravel() for x in jax.tree.leaves(load_model(w)[0])]) for w in (workdir, whole)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02)
+
+
+def test_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
+    real = os.statvfs
+
+    def full(path):
+        values = list(real(path))
+        values[4] = 10  # f_bavail
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(os, "statvfs", full)
+    code, error = run(capsys, "--config.batch_size=40", f"--workdir={tmp_path}")
+    assert code == 2 and error.startswith("error: disk full") and error.count("\n") == 1
+
+
+def test_full_disk_is_recognised_wherever_it_comes_from(capsys):
+    def write() -> int:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+        return 0
+
+    def write_deep() -> int:
+        try:
+            return write()
+        except OSError as error:
+            raise RuntimeError("the background thread failed") from error
+
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    for program in (write, write_deep):
+        assert cli.guarded(program) == 2
+        assert capsys.readouterr().err.startswith("error: disk full")
+
+
+def test_help_shows_the_fields(capsys):
+    assert cli.train_main(["train.py", "--help"], ROOT / "configs" / "digits.py") == 0
+    output = capsys.readouterr().out
+    assert "--workdir" in output and '"weight_decay": 0.0005' in output
+
+
+def test_nothing_imports_tensorflow_or_touches_a_device():
+    code = (
+        "import sys, binwrn_jax, binwrn_jax.cli, jax; from jax._src import xla_bridge;"
+        "assert 'tensorflow' not in sys.modules and 'orbax.checkpoint' not in sys.modules;"
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
