@@ -226,7 +226,7 @@ def layers(path: str | Path) -> list[LayerRow]:
     """The convolutions of a model in order of use.
 
     Args:
-      path: as for `open_model`; a folder or a packed file.
+      path: as for `open_model`; a folder, a packed or an ONNX file.
 
     Raises:
       UserError: nothing there, or of a kind whose layers are not listed.
@@ -239,6 +239,11 @@ def layers(path: str | Path) -> list[LayerRow]:
         from binwrn_jax.deploy.packed import layers as packed_layers
 
         return packed_layers(path)
+    if kind == "onnx":
+        from binwrn_jax.deploy.onnx_file import read_onnx
+        from binwrn_jax.deploy.packed import layers_of
+
+        return layers_of(read_onnx(path))
     raise UserError(f"{path}: the layers of a {kind} file are not listed: inspect what it was exported from")
 
 

@@ -11,7 +11,7 @@ from binwrn_jax.runtime import LayerRow, layers
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("model", type=Path, help="workdir, model folder or packed file")
+    parser.add_argument("model", type=Path, help="workdir, model folder, packed or ONNX file")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 

@@ -8,6 +8,7 @@ and from then on runs the same float graph as for any other network.
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from binwrn_jax.checkpoints import write_atomically
+from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.errors import UserError
+from binwrn_jax.runtime import BATCH_SIZE
 
 if TYPE_CHECKING:
     from binwrn_jax.deploy.packed import PackedModel
 
 OPSET = 18  # the first with BitwiseAnd
 IR_VERSION = 8  # that came with opset 18; a newer one would shut out runtimes for nothing
-FORMAT = "binwrn-onnx"
-VERSION = 1
-BATCH = 100  # images per run, which bounds the memory for activations
 TOLERANCE = 1e-3  # of the golden logits, relative to the largest; runtimes differ by about 1e-6
 INSTALL = "pip install 'binwrn-jax[deploy]'"
 DOC_STRING = (
@@ -32,6 +32,13 @@ DOC_STRING = (
     "initialisers *.bits hold 8 weights per byte, least significant bit first; the graph unpacks them "
     "into +1 and -1. Input: raw pixels, NHWC, 0..255."
 )
+
+
+def _package(name: str, purpose: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise UserError(f"{purpose} needs the package {name}: {INSTALL}") from None
 
 
 class _Graph:
@@ -124,14 +131,7 @@ def _build(onnx: Any, packed: PackedModel) -> Any:
         else:
             graph.node("Flatten", [graph.node("GlobalAveragePool", inputs, "mean")], out)
 
-    metadata = {
-        **packed.metadata,
-        "format": FORMAT,
-        "golden": {
-            "image": base64.b64encode(packed.golden_image.tobytes()).decode(),
-            "logits": [float(logit) for logit in packed.golden_logits],
-        },
-    }
+    metadata = packed.metadata
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -145,14 +145,13 @@ def _build(onnx: Any, packed: PackedModel) -> Any:
         producer_name="binwrn-jax",
         doc_string=DOC_STRING,
     )
-    helper.set_model_props(
-        model,
-        {
-            "binwrn": json.dumps(metadata),
-            "class_names": json.dumps(metadata["class_names"]),
-            "license": metadata.get("license") or "",
-        },
-    )
+    golden = {
+        "image": base64.b64encode(packed.golden_image.tobytes()).decode(),
+        "logits": packed.golden_logits.tolist(),
+    }
+    properties = {"binwrn": metadata, "golden": golden, "class_names": metadata["class_names"]}
+    properties = {key: json.dumps(value) for key, value in properties.items()}
+    helper.set_model_props(model, {**properties, "license": metadata.get("license") or ""})
     return model
 
 
@@ -161,16 +160,13 @@ def write_onnx(packed: PackedModel, path: str | Path) -> None:
 
     The graph takes ``images``, uint8 ``[batch, H, W, C]`` with values 0..255 as for every other
     reader, and gives ``logits``, float32 ``[batch, num_classes]``; the batch is dynamic. Its
-    ``metadata_props`` hold the packed file's metadata (key ``binwrn``, with the golden image in
-    base64 and its logits), the class names and the licence.
+    ``metadata_props`` hold, as JSON, the packed file's metadata (``binwrn``), its golden image in
+    base64 with the logits (``golden``) and the ``class_names``; and the ``license``.
 
     Raises:
       UserError: the package onnx is not installed, or the path cannot be written.
     """
-    try:
-        import onnx
-    except ModuleNotFoundError:
-        raise UserError(f"writing ONNX needs the package onnx: {INSTALL}") from None
+    onnx = _package("onnx", "writing ONNX files")
     model = _build(onnx, packed)
     onnx.checker.check_model(model, full_check=True)
     try:
@@ -193,8 +189,8 @@ class OnnxPredictor:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits, float32 ``[N, num_classes]``, of uint8 images ``[N, H, W, C]``, any N."""
         parts = [
-            self._session.run(["logits"], {"images": images[start : start + BATCH]})[0]
-            for start in range(0, len(images), BATCH)
+            self._session.run(["logits"], {"images": images[start : start + BATCH_SIZE]})[0]
+            for start in range(0, len(images), BATCH_SIZE)
         ]
         return np.concatenate([np.zeros((0, self.description["num_classes"]), np.float32), *parts])
 
@@ -209,64 +205,98 @@ def open_onnx(path: str | Path) -> OnnxPredictor:
       UserError: the package onnxruntime is not installed; no such file; not an ONNX file of this
         project; damaged.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise UserError(f"reading ONNX needs the package onnxruntime: {INSTALL}") from None
-    try:
-        # From bytes, so that a file cannot make the runtime read others beside it.
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    onnxruntime = _package("onnxruntime", "running ONNX files")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said once, below
+    # From bytes, so that a file cannot make the runtime read others beside it.
+    content = _read(path)
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+    except Exception as error:  # its classes are no part of its interface
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{path} is no ONNX file that onnxruntime can run ({reason}): export it again"
-        ) from None
-    description = _description(session, path)
-    predictor = OnnxPredictor(session, description)
-    golden = description.pop("golden")
-    difference = np.abs(predictor(golden["image"]) - golden["logits"]).max()
-    if not difference <= TOLERANCE * max(1.0, np.abs(golden["logits"]).max()):
+            f"{path} is no ONNX file that onnxruntime runs ({reason}): export it again"
+        ) from error
+    metadata, image, logits = _metadata(session.get_modelmeta().custom_metadata_map, path)
+    shape = metadata["input"]["shape"]
+    for what, put, wanted in (
+        ("input", session.get_inputs(), ("images", "tensor(uint8)", ["batch", *shape])),
+        ("output", session.get_outputs(), ("logits", "tensor(float)", ["batch", len(logits)])),
+    ):
+        if [(value.name, value.type, value.shape) for value in put] != [wanted]:
+            raise UserError(f"{path}: the {what} is not {wanted}, as its metadata say: export it again")
+    predictor = OnnxPredictor(session, {**metadata, "image_shape": shape, "dataset": metadata.get("dataset")})
+    difference = np.abs(predictor(image[None])[0] - logits).max()
+    if not difference <= TOLERANCE * max(1.0, np.abs(logits).max()):
         raise UserError(
             f"{path} is damaged (the logits of its golden image are off by {difference:.3g}): export it again"
         )
     return predictor
 
 
-def _description(session: Any, path: str | Path) -> dict[str, Any]:
-    """The metadata of an opened file, checked against the graph; ``golden`` as arrays of a batch of one."""
-    text = session.get_modelmeta().custom_metadata_map.get("binwrn")
-    if text is None:
+def read_onnx(path: str | Path) -> PackedModel:
+    """The packed network that an ONNX file of `write_onnx` was made from, bit for bit.
+
+    Raises:
+      UserError: the package onnx is not installed; no such file; not an ONNX file of this project;
+        damaged.
+    """
+    from binwrn_jax.deploy.packed import PackedModel, serialise
+
+    onnx = _package("onnx", "reading the layers of an ONNX file")
+    content = _read(path)
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # of protobuf, which is no dependency of ours
+        raise UserError(f"{path} is no ONNX file ({type(error).__name__}): export it again") from error
+    metadata, image, logits = _metadata({item.key: item.value for item in model.metadata_props}, path)
+    bits, affines = {}, {}
+    try:
+        tensors = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+        for operation in metadata["operations"]:
+            if operation["op"] == "conv":
+                bits[operation["tensor"]] = tensors[operation["tensor"] + ".bits"]
+            elif operation["op"] == "affine":
+                affines[operation["tensor"]] = tuple(
+                    tensors[f"{operation['tensor']}.{part}"].ravel() for part in ("scale", "offset")
+                )
+        packed = PackedModel(metadata, bits, affines, image, logits)
+        serialise(packed)  # checks everything: sizes, the checksum of the bits
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unusable(path, error) from error
+    return packed
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+
+
+def _unusable(path: str | Path, error: Exception) -> UserError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return UserError(f"{path} does not hold what `binwrn export` writes ({reason}): export it again")
+
+
+def _metadata(properties: dict[str, str], path: str | Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The packed file's metadata, golden image and golden logits of an ONNX file's metadata_props."""
+    if "binwrn" not in properties:
         raise UserError(
-            f"{path} is an ONNX file of another program: only those of `binwrn export` have metadata"
+            f"{path} is an ONNX file of another program: `binwrn export` makes those that open here"
         )
     try:
-        description = json.loads(text)
-        if description["format"] != FORMAT or description["version"] != VERSION:
-            raise ValueError(f"format {description['format']!r} {description['version']!r}"[:80])
-        shape, classes = description["input"]["shape"], description["num_classes"]
-        for what, put, wanted in (
-            ("input", session.get_inputs(), ("images", "tensor(uint8)", ["batch", *shape])),
-            ("output", session.get_outputs(), ("logits", "tensor(float)", ["batch", classes])),
-        ):
-            if [(value.name, value.type, value.shape) for value in put] != [wanted]:
-                raise ValueError(f"its {what} is not {wanted}")
-        names = description["class_names"]
-        if len(names) not in (0, classes) or not all(isinstance(name, str) for name in names):
+        metadata, golden = json.loads(properties["binwrn"]), json.loads(properties["golden"])
+        if (metadata["format"], metadata["version"]) != (numpy_reader.FORMAT, numpy_reader.VERSION):
+            raise ValueError(f"format {metadata['format']!r}, version {metadata['version']!r}")
+        image = np.frombuffer(base64.b64decode(golden["image"], validate=True), np.uint8)
+        image = image.reshape(metadata["input"]["shape"])
+        logits = np.array(golden["logits"], np.float32).reshape(metadata["num_classes"])
+        names = metadata["class_names"]
+        if image.ndim != 3 or logits.ndim != 1 or not np.isfinite(logits).all():
+            raise ValueError("golden image and logits")
+        if len(names) not in (0, len(logits)) or not all(isinstance(name, str) for name in names):
             raise ValueError("class_names")
-        image = np.frombuffer(base64.b64decode(description["golden"]["image"], validate=True), np.uint8)
-        logits = np.asarray(description["golden"]["logits"], np.float32).reshape(1, classes)
-        description["golden"] = {"image": image.reshape(1, *shape), "logits": logits}
-        description["image_shape"] = shape
-        description.setdefault("dataset", None)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise UserError(
-            f"{path} has metadata that this version cannot use ({reason}): export it again"
-        ) from None
-    return description
+        raise _unusable(path, error) from error
+    return metadata, image, logits
