@@ -142,6 +142,7 @@ def pack(
         "test": description.get("test"),
         "config_sha256": description.get("config_sha256"),
         "license": license or description.get("license"),
+        "source": description.get("source"),
     }
     metadata["sha256"] = numpy_reader.checksum(metadata, bits)
     packed = PackedModel(metadata, bits, affines, golden_image, np.zeros(classes, np.float32))
@@ -387,7 +388,11 @@ def layers(path: str | Path) -> list[LayerRow]:
     Raises:
       UserError: see `read_packed`.
     """
-    packed = read_packed(path)
+    return layers_of(read_packed(path))
+
+
+def layers_of(packed: PackedModel) -> list[LayerRow]:
+    """The convolutions of a packed model in order of use."""
     network = packed.metadata.get("network") or {}
     rows = []
     for operation in packed.operations:
