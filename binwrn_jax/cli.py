@@ -18,6 +18,9 @@ VERBS = {
     "import": ("import_released", "turn a file released by the paper's author into a model"),
     "evaluate": ("evaluate", "measure the error of a model on a data set"),
     "inspect": ("inspect", "list the layers of a model with their bits"),
+    "export": ("export", "write a model as a packed, ONNX or StableHLO file, proven equal"),
+    "verify": ("verify", "prove that a packed file is what it says"),
+    "predict": ("predict", "name what is on images"),
 }
 
 
@@ -93,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         epilog="verbs:\n" + "".join(f"  {name:10} {help_}\n" for name, (_, help_) in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="see below; `binwrn VERB --help` has more")
+    parser.add_argument(
+        "verb", choices=VERBS, metavar="VERB", help="see below; `binwrn VERB --help` has more"
+    )
     if not arguments or arguments[0] not in VERBS:
         parser.parse_args(arguments[:1])  # --help, or a message and exit code 2
     module_name, description = VERBS[arguments[0]]

@@ -163,6 +163,16 @@ def load(name: str, split: str, data_dir: str | None = None, limit: int | None =
     return Arrays(images, labels, _class_names(spec, builder))
 
 
+def is_prepared(name: str, data_dir: str | None = None) -> bool:
+    """Whether `load` would find the data set at hand: it is prepared, or needs no download.
+
+    Raises:
+      UserError: unknown data set, or its prepared folder cannot be read.
+    """
+    spec = dataset_spec(name)
+    return name == "digits" or _open_builder(spec, _data_root(spec, data_dir)).is_prepared()
+
+
 # --- the folder and its builder -------------------------------------------------------------------------
 
 
