@@ -79,7 +79,6 @@ class Clock:
         self._start = time.monotonic() - seconds_before
         self._window: tuple[float, int] | None = None
         self.images_per_s = 0.0
-        self.train_images, self.train_seconds = 0, 0.0
 
     @property
     def seconds(self) -> float:
@@ -96,9 +95,11 @@ class Clock:
         if self._window:
             seconds, images = now - self._window[0], (step - self._window[1]) * self._batch_size
             self.images_per_s = images / seconds
-            self.train_images += images
-            self.train_seconds += seconds
         self._window = (now, step)
+
+    def rate(self) -> str:
+        """``123 images/s``; ``? images/s`` before the first measurement."""
+        return f"{self.images_per_s:.0f} images/s" if self.images_per_s else "? images/s"
 
     def left(self, steps: int) -> str:
         """Time that this many steps will take, as ``1:23:45``; ``?`` before the first measurement."""
