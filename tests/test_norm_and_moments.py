@@ -1,0 +1,157 @@
+"""Batch statistics, global and by ghost groups, and the two rules for the moments of inference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import as_if_trained
+
+from binwrn_jax import BatchNorm, DeviceData, WideResNet, dataset_moments, make_mesh, make_moments_step
+from binwrn_jax.data.sources import Arrays
+
+EPSILON = 1e-5
+
+
+def activations(seed, n=12, channels=5):
+    rng = np.random.default_rng(seed)
+    scale, offset = 10.0 ** rng.integers(-3, 3, channels), rng.normal(size=channels)
+    return (rng.normal(size=(n, 4, 6, channels)) * scale + offset).astype(np.float32)
+
+
+def normalised(x):
+    x = x.astype(np.float64)
+    return (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + EPSILON)
+
+
+def apply(layer, x, variables=None, train=True):
+    variables = variables or layer.init(jax.random.key(0), x, True)
+    return layer.apply(variables, x, train, mutable=["batch_stats", "moments"])
+
+
+def test_global_statistics():
+    x = activations(0)
+    y, updated = apply(BatchNorm(), x)
+    np.testing.assert_allclose(y, normalised(x), rtol=1e-3, atol=1e-4)
+    flat = x.reshape(-1, 5).astype(np.float64)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.01 * flat.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.99 + 0.01 * flat.var(0), rtol=1e-4)
+    np.testing.assert_allclose(updated["moments"]["mean"], flat.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(updated["moments"]["std"], np.sqrt(flat.var(0) + EPSILON), rtol=1e-4)
+
+
+def test_ghost_groups_are_batches_of_their_own():
+    x = np.concatenate([activations(seed, 4) for seed in range(3)])  # groups that differ by magnitudes
+    y, updated = apply(BatchNorm(ghost_size=4), x)
+    groups = np.split(x, 3)
+    np.testing.assert_allclose(y, np.concatenate([normalised(g) for g in groups]), rtol=1e-3, atol=1e-4)
+    assert np.abs(np.asarray(y) - normalised(x)).max() > 0.1  # not what global statistics give
+    alone = np.concatenate([np.asarray(apply(BatchNorm(), g)[0]) for g in groups])
+    np.testing.assert_allclose(y, alone, rtol=1e-5, atol=1e-6)
+
+    flat = [g.reshape(-1, 5).astype(np.float64) for g in groups]
+    mean, var = np.mean([g.mean(0) for g in flat], 0), np.mean([g.var(0) for g in flat], 0)
+    std = np.mean([np.sqrt(g.var(0) + EPSILON) for g in flat], 0)
+    for found, expected in [
+        (updated["moments"]["mean"], mean),
+        (updated["moments"]["std"], std),
+        (updated["batch_stats"]["mean"], 0.01 * mean),
+        (updated["batch_stats"]["var"], 0.99 + 0.01 * var),
+    ]:
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_large_offsets_do_not_cost_precision():
+    """Raw pixels far from zero: E[x^2] - E[x]^2 in float32 would be off by half."""
+    x = (activations(1)[..., :1] * 0 + 5000 + np.random.default_rng(2).normal(size=(12, 4, 6, 1))).astype(
+        "f4"
+    )
+    np.testing.assert_allclose(apply(BatchNorm(), x)[0], normalised(x), atol=2e-3)
+
+
+def test_scale_and_offset():
+    x = activations(3)
+    rng = np.random.default_rng(4)
+    scale, offset, mean = (rng.normal(size=5).astype(np.float32) for _ in range(3))
+    var = np.exp(rng.normal(size=5)).astype(np.float32)
+    variables = {
+        "params": {"scale": scale, "offset": offset},
+        "batch_stats": {"mean": mean, "var": var},
+    }
+    layer = BatchNorm(affine=True)
+    y, _ = apply(layer, x, variables)
+    np.testing.assert_allclose(y, normalised(x) * scale + offset, rtol=1e-3, atol=1e-3)
+    y, kept = apply(layer, x, variables, train=False)
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + EPSILON) * scale + offset, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(kept["batch_stats"]["mean"], mean)  # inference changes nothing
+    assert "moments" not in kept
+    assert "params" not in BatchNorm().init(jax.random.key(0), x, True)
+
+
+# --- the rules of section 3.2.1 ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def collected():
+    """A network's layers fed three batches of random images: the pass, and what it saw."""
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+    # Batches that differ, in whatever order they are read: 24 distinct brightnesses.
+    images = (images * np.linspace(0.1, 1, 24)[:, None, None, None]).astype(np.uint8)
+    data = DeviceData(Arrays(images, np.zeros(24, np.int32), ("0", "1")), make_mesh(1), 8, seed=1)
+    model = WideResNet(depth=8, width=0.25, num_classes=3)
+    variables = as_if_trained(model, (8, 8, 1), rng)
+    step = jax.jit(make_moments_step(model, "none"))
+    batches = [(position, data.batch(position)) for position in range(data.steps_per_epoch)]
+    moments = dataset_moments(step, variables, batches)
+    return model, variables, images, batches, moments
+
+
+def test_dataset_rule_averages_means_and_deviations(collected):
+    """MATLAB's: mean_b and mean over batches of sqrt(var_b + 1e-5), epsilon inside; checked at the input."""
+    _, _, images, batches, moments = collected
+    seen = [images[np.asarray(inputs["indices"])].astype(np.float64) for _, inputs in batches]
+    assert len(seen) == 3
+    mean = np.mean([b.mean((0, 1, 2)) for b in seen], 0)
+    std = np.mean([np.sqrt(b.var((0, 1, 2)) + EPSILON) for b in seen], 0)
+    np.testing.assert_allclose(moments["bn0"]["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(np.sqrt(moments["bn0"]["var"] + EPSILON), std, rtol=1e-5)
+    by_variance = np.sqrt(np.mean([b.var((0, 1, 2)) for b in seen], 0) + EPSILON)
+    assert np.abs(by_variance - std).max() > 1e-3 * std.max()  # averaging variances would have been seen
+
+
+def test_dataset_rule_at_every_layer(collected):
+    """Each layer's entry is the average of what the layer itself reports batch by batch."""
+    model, variables, images, batches, moments = collected
+    forward = jax.jit(lambda v, x: model.apply(v, x, True, mutable=["moments", "batch_stats"])[1]["moments"])
+    reports = [forward(variables, images[np.asarray(inputs["indices"])]) for _, inputs in batches]
+    assert set(moments) == {f"bn{i}" for i in range(9)} == set(variables["batch_stats"])
+    for name, layer in moments.items():
+        mean, std = (np.mean([np.asarray(r[name][field]) for r in reports], 0) for field in ("mean", "std"))
+        np.testing.assert_allclose(layer["mean"], mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.sqrt(layer["var"] + EPSILON), std, rtol=1e-4)
+
+
+def test_running_rule_over_several_batches():
+    """Keras': running averages of momentum 0.99, from mean 0 and variance 1."""
+    layer = BatchNorm()
+    xs = [activations(seed) for seed in range(5)]
+    variables = layer.init(jax.random.key(0), xs[0], True)
+    mean, var = np.zeros(5), np.ones(5)
+    for x in xs:
+        variables = {"batch_stats": apply(layer, x, variables)[1]["batch_stats"]}
+        flat = x.reshape(-1, 5).astype(np.float64)
+        mean, var = 0.99 * mean + 0.01 * flat.mean(0), 0.99 * var + 0.01 * flat.var(0)
+    np.testing.assert_allclose(variables["batch_stats"]["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(variables["batch_stats"]["var"], var, rtol=1e-4)
+
+
+def test_moments_of_dead_channels_are_not_negative():
+    """A channel that is constant has std sqrt(1e-5); rounding must not make its variance negative."""
+
+    def step(sums, variables, inputs, position):
+        return {"bn0": {"mean": sums["bn0"]["mean"] + 0, "std": sums["bn0"]["std"] + inputs["std"]}}
+
+    variables = {"batch_stats": {"bn0": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}}
+    std = jnp.sqrt(jnp.full(1, EPSILON)) * 0.99999
+    moments = dataset_moments(step, variables, [(position, {"std": std}) for position in range(7)])
+    assert float(moments["bn0"]["var"][0]) == 0
