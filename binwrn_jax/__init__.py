@@ -11,6 +11,7 @@ from binwrn_jax.checkpoints import load_model, save_model
 from binwrn_jax.config import base_config
 from binwrn_jax.data.on_device import DeviceData, epoch_order
 from binwrn_jax.data.sources import Arrays, load
+from binwrn_jax.deploy.packed import load_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluate import evaluate
 from binwrn_jax.loop import train
@@ -47,6 +48,7 @@ __all__ = [
     "init_state",
     "load",
     "load_model",
+    "load_packed",
     "make_eval_step",
     "make_mesh",
     "make_moments_step",

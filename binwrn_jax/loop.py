@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 
 from binwrn_jax import config as configs
 from binwrn_jax import metrics, sharding
+from binwrn_jax.binarize import is_one_bit
 from binwrn_jax.checkpoints import Checkpoints, load_model, save_model, write_atomically
 from binwrn_jax.data.on_device import DeviceData
 from binwrn_jax.data.sources import dataset_spec, load
+from binwrn_jax.deploy.packed import load_packed
+from binwrn_jax.deploy.verified import pack_model
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluate import evaluate
 from binwrn_jax.moments import dataset_moments
@@ -30,6 +33,9 @@ from binwrn_jax.workdir import check_disk, claim_workdir, describe_environment, 
 
 # Steps that may be under way on the device while the host prepares the next ones.
 IN_FLIGHT = 2
+
+PACKED_FILE = "model.safetensors"
+PROOF_IMAGES = 64  # test images on which the packed file is compared with the network
 
 
 def initial_params(state: TrainState, path: Path) -> TrainState:
@@ -58,7 +64,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Args:
       config: see `binwrn_jax.config.base_config`.
       workdir: folder of this run; holds afterwards ``config.json``, ``environment.json``,
-        ``metrics.jsonl``, ``checkpoints/``, ``model/``, ``curves.png`` and ``summary.json``.
+        ``metrics.jsonl``, ``checkpoints/``, ``model/``, ``model.safetensors`` (the packed file, of
+        1-bit weights), ``curves.png`` and ``summary.json``.
 
     Returns:
       The content of ``summary.json``.
@@ -91,7 +98,8 @@ def _train(run: Run) -> dict[str, Any]:
     total_steps = config.epochs * steps_per_epoch
     cycle_ends = {epoch * steps_per_epoch for epoch in configs.restarts(config)}
     eval_batch = -(-config.eval.batch_size // mesh.size) * mesh.size
-    test_data = DeviceData(load(spec.name, test_split, config.data.dir or None), mesh, eval_batch)
+    test_arrays = load(spec.name, test_split, config.data.dir or None)
+    test_data = DeviceData(test_arrays, mesh, eval_batch)
 
     # The network and its optimiser; nothing has been written up to here.
     model = configs.build_model(config.model, spec.num_classes)
@@ -197,14 +205,14 @@ def _train(run: Run) -> dict[str, Any]:
             "loss": (done["epoch_loss"] - since["epoch_loss"]) / steps,
             "error": 100 * (done["epoch_errors"] - since["epoch_errors"]) / (steps * config.batch_size),
             "learning_rate": float(rate(step - 1)),
-            "images_per_s": clock.images_per_s,
+            "images_per_s": clock.images_per_s or None,  # none before two measurements
             "seconds": clock.seconds,
         }
         log.write("train", step, **values)
         progress.show(
             f"step {step}/{total_steps}  epoch {epoch:.2f}/{config.epochs}  loss {values['loss']:.4f}  "
             f"error {values['error']:.2f} %  rate {values['learning_rate']:.5f}  "
-            f"{clock.images_per_s:.0f} images/s  left {clock.left(total_steps - step)}"
+            f"{clock.rate()}  left {clock.left(total_steps - step)}"
         )
 
     def save_and_stop(step: int) -> None:
@@ -225,6 +233,7 @@ def _train(run: Run) -> dict[str, Any]:
         "epoch_errors": int(state.epoch_errors) if step % steps_per_epoch else 0,
     }
     pending: deque[jax.Array] = deque()
+    progress.show("compiling the training step")
     while True:
         # What is due at this step, before the next one.
         epoch_end = step > 0 and step % steps_per_epoch == 0
@@ -290,6 +299,19 @@ def _train(run: Run) -> dict[str, Any]:
         "cores": environment["cores"],
         "commit": environment["commit"],
     }
+
+    # The file to deploy: one bit per weight, proven equal, and evaluated as it will be used.
+    if is_one_bit(config.model.weights):
+        path = workdir / PACKED_FILE
+        try:
+            pack_model(workdir / "model", path, test_arrays.images[:PROOF_IMAGES])
+            packed = load_packed(path)
+            result = evaluate(jax.jit(make_eval_step(packed)), packed.weights, test_data.in_order())
+            summary |= {"packed_test_error": result["error"], "packed_bytes": path.stat().st_size}
+            progress.say(f"{path}: {summary['packed_bytes']:,} bytes, test error {result['error']:.2f} %")
+        except UserError as failure:  # the training diverged, for example
+            progress.say(f"no packed file: {failure}")
+
     error = f"test error {summary['test_error']:.2f} %"
     title = f"{spec.name}, {network} {config.model.weights}, seed {config.seed}: {error}"
     metrics.draw_curves(workdir / "curves.png", log.records, title)
