@@ -140,7 +140,7 @@ def to_model(released: Released, dataset: str | None = None) -> tuple[dict[str, 
         if bit.shape != shape:
             raise UserError(
                 f"the shapes form no wide ResNet: convolution {index + 1} of {depth} is {bit.shape}, "
-                f"where a {depth}-{fields['width']:g} for {classes} classes has {shape}"
+                f"where a network {depth}-{fields['width']:g} for {classes} classes has {shape}"
             )
         scale = np.float32(he_scale(shape, plain=released.plain))
         params[name] = {"kernel": np.where(bit, scale, -scale)}
