@@ -23,11 +23,10 @@ NUMERIC = (
     "moments",
     "optim",
     "schedules",
-    "state",
     "steps",
 )
 
-# Must precede the first import of the package.
+# Must precede the first import of the package. Not `state`: a pytree may be rebuilt with any leaves.
 jaxtyping.install_import_hook([f"binwrn_jax.{name}" for name in NUMERIC], "strict_types.check")
 
 

@@ -1,4 +1,4 @@
-"""The network of the paper in plain NumPy, written from its text: nested loops, float64; and weights for it."""
+"""The network of the paper in plain NumPy, written from its text, in float64; and weights to feed it."""
 
 import jax
 import numpy as np
