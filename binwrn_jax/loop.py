@@ -38,13 +38,26 @@ PACKED_FILE = "model.safetensors"
 PROOF_IMAGES = 64  # test images on which the packed file is compared with the network
 
 
-def initial_params(state: TrainState, path: Path) -> TrainState:
-    """The state with the weights and moments of a trained model (``config.init_from``)."""
-    variables, _ = load_model(path)
+def initial_params(state: TrainState, path: Path, model: ConfigDict) -> TrainState:
+    """The state with the weights and moments of a trained model (``config.init_from``).
+
+    Raises:
+      UserError: it has other shapes than ``state``, or conventions other than those of ``model``, the
+        fields of the config.
+    """
+    variables, description = load_model(path)
     mine = jax.tree.map(lambda x: x.shape, state.variables)
     theirs = jax.tree.map(lambda x: x.shape, dict(variables))
     if jax.tree.structure(mine) != jax.tree.structure(theirs) or mine != theirs:
         raise UserError(f"init_from {path} is of another network: give the same spec as it was trained with")
+    # What no shape tells, and trained weights depend on.
+    for field in ("padding", "input_relu", "plain"):
+        theirs = description["model"][field]
+        if theirs != model[field]:
+            raise UserError(
+                f"init_from {path} has model.{field} {theirs!r}, this run {model[field]!r}: "
+                f"give --config.model.{field}={theirs}"
+            )
     return state.replace(params=variables["params"], batch_stats=variables["batch_stats"])
 
 
@@ -107,7 +120,7 @@ def _train(run: Run) -> dict[str, Any]:
     rate = jax.jit(configs.build_schedule(config, steps_per_epoch))
     state = init_state(model, optimizer, spec.image_shape, config.seed)
     if config.init_from:
-        state = initial_params(state, Path(config.init_from))
+        state = initial_params(state, Path(config.init_from), config.model)
     check_disk(workdir, state, config.checkpoint.keep)
     claim_workdir(workdir, config)
     state = sharding.put(state, sharding.replicated(mesh))

@@ -14,7 +14,7 @@ import pytest
 import scipy.io
 
 from binwrn_jax import base_config, load_model
-from binwrn_jax.cli import main
+from binwrn_jax.cli import main, train_main
 from binwrn_jax.config import build_model
 from binwrn_jax.released import import_released, read_released
 from binwrn_jax.runtime import JaxPredictor, open_model
@@ -335,6 +335,21 @@ def test_training_goes_on_where_the_released_network_stood(tmp_path):
     )
     assert second["train_error"] < first["train_error"] + 3
     assert second["test_error"] < first["test_error"] + 3
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections' config files
+def test_training_refuses_other_conventions_than_those_of_the_import(tmp_path, capsys, monkeypatch):
+    """Of the same shapes, so that nothing else would tell: such a network starts near chance."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    released = content_of("keras", *random_model("keras", classes=10, shape=(8, 8, 1)))
+    import_released(write(tmp_path / "a.mat", released), tmp_path / "model")
+    arguments = ["--config=configs/digits.py:8-0.5", "--config.devices=1", f"--workdir={tmp_path / 'run'}"]
+    arguments += [f"--config.init_from={tmp_path / 'model'}"]
+    monkeypatch.chdir(ROOT)
+    assert train_main(["train.py", *arguments], ROOT / "configs" / "digits.py") == 2
+    error = capsys.readouterr().err
+    assert "has model.padding 'same', this run 'symmetric': give --config.model.padding=same" in error
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 # --- the files themselves -----------------------------------------------------------------------------------
