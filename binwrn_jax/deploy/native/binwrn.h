@@ -1,0 +1,84 @@
+/* Runs packed binwrn models (docs/packed-format.md): float32 results from one bit per weight.
+ *
+ *     binwrn_model *model;
+ *     char message[BINWRN_MESSAGE];
+ *     if (binwrn_load_file("model.packed", NULL, &model, message) != BINWRN_OK) { ... }
+ *     float logits[10];
+ *     binwrn_run(model, image, 1, logits);        // uint8, H x W x C, 0..255
+ *     binwrn_free(model);
+ *
+ * Every function returns an error code and never aborts; there is no global state. Models may be used from
+ * several threads: a model works on one call of binwrn_run at a time, a second one waits; different models
+ * run side by side. binwrn_run allocates nothing.
+ */
+#ifndef BINWRN_H
+#define BINWRN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+  BINWRN_OK = 0,
+  BINWRN_ERROR_IO = 1,       /* the file cannot be read */
+  BINWRN_ERROR_FORMAT = 2,   /* it is no packed model, is damaged, or breaks a rule of the format */
+  BINWRN_ERROR_VERSION = 3,  /* a version of the format that this program does not read */
+  BINWRN_ERROR_MEMORY = 4,   /* not enough memory, or more than options.max_memory */
+  BINWRN_ERROR_ARGUMENT = 5, /* a NULL, a thread count out of range, an unknown or unsupported kernel */
+  BINWRN_ERROR_THREADS = 6   /* the system does not start the threads */
+} binwrn_error;
+
+#define BINWRN_MESSAGE 160     /* bytes of a message, with its final 0 */
+#define BINWRN_MAX_THREADS 256
+
+typedef struct binwrn_model binwrn_model;
+
+/* All zero means: the defaults. */
+typedef struct {
+  int threads;         /* 1 to BINWRN_MAX_THREADS, the caller's included; 0: one */
+  const char *kernel;  /* "avx512", "avx2", "neon" or "plain"; NULL: the fastest that this processor has */
+  uint64_t max_memory; /* bytes that the loaded model may take; 0: 2 GiB */
+} binwrn_options;
+
+/* What a model is. Pointers live as long as the model; strings are UTF-8 and end with a 0. */
+typedef struct {
+  int height, width, channels; /* of an image */
+  int classes;
+  const char *const *class_names; /* `classes` names, or NULL */
+  const char *kernel;
+  int threads;
+  uint64_t multiply_adds; /* of all convolutions, per image, were the weights floats */
+  uint64_t weight_bytes;  /* of the bits, in the order in which they are read */
+  uint64_t arena_bytes;   /* activations of one image */
+  uint64_t scratch_bytes; /* tables and sums of all threads */
+  uint64_t total_bytes;   /* all of the loaded model */
+  const uint8_t *golden_image; /* a real image that the file holds, and what the definition of the */
+  const float *golden_logits;  /* format, numpy_reader.py, computes of it */
+} binwrn_description;
+
+/* Reads, checks and prepares a model; everything that binwrn_run needs is allocated here.
+ * options: NULL for the defaults. message: NULL, or BINWRN_MESSAGE bytes that get one line on an error.
+ * On an error *model is NULL. */
+binwrn_error binwrn_load_file(const char *path, const binwrn_options *options, binwrn_model **model,
+                              char *message);
+
+/* The same from memory; `data` is not needed afterwards. */
+binwrn_error binwrn_load_memory(const void *data, size_t size, const binwrn_options *options,
+                                binwrn_model **model, char *message);
+
+const binwrn_description *binwrn_describe(const binwrn_model *model);
+
+/* images: uint8 [count, height, width, channels]; logits: float32 [count, classes]. */
+binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits);
+
+void binwrn_free(binwrn_model *model); /* NULL is allowed */
+
+const char *binwrn_error_name(binwrn_error error); /* a few words */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,111 @@
+/* What the parts of the runtime share; docs/native.md explains the method. */
+#ifndef BINWRN_INTERNAL_H
+#define BINWRN_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "binwrn.h"
+
+/* Output pixels of a row that a kernel works on at a time. */
+#define PIXELS 8
+/* A tile's tables should stay in the first level cache, beside the weights and some sums. */
+#define TABLE_BYTES 32768
+#define MAX_TILE_ROWS 4
+/* Of every array that vectors are loaded from. */
+#define ALIGNMENT 64
+
+/* One way to sum signed inputs. `group` inputs in a row (channels of one pixel) have a table of `table`
+ * floats, which gives each of their 2^group signed sums. The weights of `lanes` output channels for `slots`
+ * such groups are `lanes` words of 32 bits. */
+typedef struct {
+  const char *name;
+  int lanes, group, slots, table;
+  /* Bits of one group (bit i: input i is added, otherwise subtracted) as they stand in a word. */
+  uint32_t (*code)(unsigned bits, int slot);
+  /* inputs: `slots` groups; tables: as many tables. */
+  void (*tables)(const float *inputs, int slots, float *tables);
+  /* sums[PIXELS][lanes] += the signed inputs. words[taps][lanes]; the tables of tap t and of pixel p begin
+   * at tables + taps[t] + p * SLOTS * table, whose SLOTS is the kernel's, also where `slots` is less. */
+  void (*accumulate)(float *sums, const uint32_t *words, const float *tables, const uint32_t *taps,
+                     int tap_count, int slots);
+} kernel;
+
+extern const kernel binwrn_plain;
+/* The fastest that this processor has, or the one of that name; NULL if there is none. */
+const kernel *binwrn_choose_kernel(const char *name);
+
+typedef struct {
+  int height, width, channels;
+} shape;
+
+typedef enum { OP_IMAGE, OP_AFFINE, OP_CONV, OP_AVERAGE_POOL, OP_MAX_POOL, OP_PAD, OP_ADD, OP_MEAN } op_kind;
+
+typedef struct {
+  const float *scale, *offset; /* NULL: no multiply-add */
+  float min;
+  int has_min;
+} affine;
+
+/* How one convolution is cut; see run.c. */
+typedef struct {
+  uint32_t *words;     /* [blocks][chunks][taps][lanes] */
+  uint32_t *taps;      /* [taps] offsets into the tables of a tile, in floats */
+  int tap_count;
+  int blocks;          /* of `lanes` output channels */
+  int chunks, groups;  /* of `slots` groups; of inputs of one pixel */
+  int tile_rows, tiles_y, tiles_x;
+  int parts;           /* of the blocks: more work items than tiles, where there are many threads */
+  int in_rows, in_columns; /* of the input that a tile needs */
+  int phase;           /* columns with the same remainder by the stride lie together: so many */
+  size_t row_floats;   /* tables of one row of the input */
+} conv_plan;
+
+typedef struct {
+  op_kind kind;
+  shape in, out;
+  int window[2], stride[2], pads[2][2];
+  affine affine;       /* of the operation itself; of a convolution: before it */
+  float *x, *y;        /* operands; y NULL where there is only one. A convolution adds y to its result. */
+  float *result;       /* NULL: the logits of the caller */
+  int items;           /* that threads may work on side by side */
+  conv_plan conv;
+} operation;
+
+struct pool;
+
+struct binwrn_model {
+  binwrn_description description;
+  const kernel *kernel;
+  operation *operations;
+  int operation_count;
+  void **blocks; /* all that is to be freed */
+  size_t block_count, block_capacity;
+  uint64_t bytes, max_memory;
+  float *arena;
+  unsigned char *scratch; /* `threads` pieces of scratch_size bytes */
+  size_t scratch_size, stage_floats, table_floats; /* of one thread */
+  struct pool *pool;
+  /* What the threads work on. */
+  const uint8_t *images;
+  size_t count;
+  float *logits;
+};
+
+/* One thread's share of a run: all threads of the pool call it with the same model. */
+void binwrn_work(binwrn_model *model, int thread);
+/* The tile plan of a convolution; fails (0) where sizes exceed what 32 bits address. */
+int binwrn_plan_conv(operation *op, const kernel *k, int threads);
+
+struct pool *binwrn_pool_new(binwrn_model *model, int threads);
+/* Between lock and unlock: sets all threads to binwrn_work and returns when they are done. */
+void binwrn_pool_run(struct pool *pool);
+void binwrn_pool_lock(struct pool *pool);
+void binwrn_pool_unlock(struct pool *pool);
+void binwrn_pool_free(struct pool *pool);
+/* The next item of the current operation: counts up from 0, shared by the threads. */
+int binwrn_pool_next(struct pool *pool);
+/* Waits for all threads; afterwards the items count from 0 again. */
+void binwrn_pool_barrier(struct pool *pool);
+
+#endif

@@ -1,0 +1,127 @@
+/* AVX-512 and AVX2: the table of a group is one register, and a permutation looks up a sum for each output
+ * channel of a vector. Half of the 2^group sums are the negatives of the others: the table has those where
+ * the last input is added, and the sign is applied by a multiply-add with +1 or -1, which is exact. */
+#if defined(__x86_64__) || defined(__i386__)
+
+#include <immintrin.h>
+
+#include "internal.h"
+
+/* Eight accumulators and one step in the loop's body: compilers keep all of it in registers. */
+#define EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+
+/* --- AVX-512: groups of five, sixteen sums ---------------------------------------------------------------
+ *
+ * A code has five bits: index 0..3 and sign. In slot s, a rotation to the right by 5 s brings the index to the
+ * bits 0..3, which the permutation looks at, and the sign to bit 31. */
+
+enum { LANES16 = 16, GROUP5 = 5, SLOTS6 = 6, TABLE16 = 16 };
+
+/* The sum of bits b: entry i = b if the last input is added, otherwise minus entry ~b. */
+static uint32_t code16(unsigned bits, int slot) {
+  uint32_t word = bits & 16 ? bits & 15 : 0x80000000u | (~bits & 15);
+  return slot ? word << (5 * slot) | word >> (32 - 5 * slot) : word;
+}
+
+__attribute__((target("avx512f"))) static void tables16(const float *inputs, int slots, float *tables) {
+  const __m512i one = _mm512_set1_epi32(0x3f800000), index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  __m512 sign[4];
+  int g, i;
+  for (i = 0; i < 4; i++) { /* +1 where bit i of the index is set, otherwise -1 */
+    __m512i bit = _mm512_slli_epi32(_mm512_srli_epi32(index, (unsigned)i), 31);
+    sign[i] = _mm512_castsi512_ps(_mm512_or_si512(one, _mm512_andnot_si512(bit, _mm512_set1_epi32((int)0x80000000u))));
+  }
+  for (g = 0; g < slots; g++, inputs += GROUP5, tables += TABLE16) {
+    __m512 sum = _mm512_fmadd_ps(sign[0], _mm512_set1_ps(inputs[0]), _mm512_set1_ps(inputs[4]));
+    sum = _mm512_fmadd_ps(sign[1], _mm512_set1_ps(inputs[1]), sum);
+    sum = _mm512_fmadd_ps(sign[2], _mm512_set1_ps(inputs[2]), sum);
+    sum = _mm512_fmadd_ps(sign[3], _mm512_set1_ps(inputs[3]), sum);
+    _mm512_store_ps(tables, sum);
+  }
+}
+
+__attribute__((target("avx512f"))) static void accumulate16(float *sums, const uint32_t *words,
+                                                            const float *tables, const uint32_t *taps,
+                                                            int tap_count, int slots) {
+  const __m512i top = _mm512_set1_epi32((int)0x80000000u), one = _mm512_set1_epi32(0x3f800000);
+  int t, g;
+#define LOAD(p) __m512 a##p = _mm512_load_ps(sums + LANES16 * p);
+#define STEP(p) \
+  a##p = _mm512_fmadd_ps( \
+      _mm512_permutexvar_ps(word, _mm512_load_ps(table + p * SLOTS6 * TABLE16)), sign, a##p);
+#define STORE(p) _mm512_store_ps(sums + LANES16 * p, a##p);
+  EACH(LOAD)
+  for (t = 0; t < tap_count; t++, words += LANES16) {
+    const float *table = tables + taps[t];
+    __m512i word = _mm512_load_si512((const void *)words);
+    for (g = 0; g < slots; g++, table += TABLE16) {
+      /* (word & top) | one: the float +1 or -1 */
+      const __m512 sign = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(word, top, one, 0xEA));
+      EACH(STEP)
+      word = _mm512_ror_epi32(word, 5);
+    }
+  }
+  EACH(STORE)
+#undef LOAD
+#undef STEP
+#undef STORE
+}
+
+extern const kernel binwrn_avx512;
+const kernel binwrn_avx512 = {"avx512", LANES16, GROUP5, SLOTS6, TABLE16, code16, tables16, accumulate16};
+
+/* --- AVX2: groups of four, eight sums ----------------------------------------------------------------------
+ *
+ * A code has four bits: index 0..2, which are all that the permutation looks at, and the sign. */
+
+enum { LANES8 = 8, GROUP4 = 4, SLOTS8 = 8, TABLE8 = 8 };
+
+static uint32_t code8(unsigned bits, int slot) {
+  return (uint32_t)(bits & 8 ? bits & 7 : 8 | (~bits & 7)) << (4 * slot);
+}
+
+__attribute__((target("avx2,fma"))) static void tables8(const float *inputs, int slots, float *tables) {
+  const __m256 a = _mm256_set_ps(1, -1, 1, -1, 1, -1, 1, -1), b = _mm256_set_ps(1, 1, -1, -1, 1, 1, -1, -1),
+               c = _mm256_set_ps(1, 1, 1, 1, -1, -1, -1, -1);
+  int g;
+  for (g = 0; g < slots; g++, inputs += GROUP4, tables += TABLE8) {
+    __m256 sum = _mm256_fmadd_ps(a, _mm256_broadcast_ss(inputs), _mm256_broadcast_ss(inputs + 3));
+    sum = _mm256_fmadd_ps(b, _mm256_broadcast_ss(inputs + 1), sum);
+    sum = _mm256_fmadd_ps(c, _mm256_broadcast_ss(inputs + 2), sum);
+    _mm256_store_ps(tables, sum);
+  }
+}
+
+__attribute__((target("avx2,fma"))) static void accumulate8(float *sums, const uint32_t *words,
+                                                            const float *tables, const uint32_t *taps,
+                                                            int tap_count, int slots) {
+  const __m256i top = _mm256_set1_epi32((int)0x80000000u), one = _mm256_set1_epi32(0x3f800000);
+  int t, g;
+#define LOAD(p) __m256 a##p = _mm256_load_ps(sums + LANES8 * p);
+#define STEP(p) \
+  a##p = _mm256_fmadd_ps( \
+      _mm256_permutevar8x32_ps(_mm256_load_ps(table + p * SLOTS8 * TABLE8), word), sign, a##p);
+#define STORE(p) _mm256_store_ps(sums + LANES8 * p, a##p);
+  EACH(LOAD)
+  for (t = 0; t < tap_count; t++, words += LANES8) {
+    const float *table = tables + taps[t];
+    __m256i word = _mm256_load_si256((const __m256i *)(const void *)words);
+    for (g = 0; g < slots; g++, table += TABLE8) {
+      const __m256 sign = _mm256_castsi256_ps(
+          _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi32(word, 28), top), one));
+      EACH(STEP)
+      word = _mm256_srli_epi32(word, 4);
+    }
+  }
+  EACH(STORE)
+#undef LOAD
+#undef STEP
+#undef STORE
+}
+
+extern const kernel binwrn_avx2;
+const kernel binwrn_avx2 = {"avx2", LANES8, GROUP4, SLOTS8, TABLE8, code8, tables8, accumulate8};
+
+#else
+typedef int binwrn_no_x86; /* ISO C wants a declaration in every file */
+#endif
