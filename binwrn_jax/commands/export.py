@@ -1,4 +1,4 @@
-"""``binwrn export MODEL --format packed|onnx|stablehlo --output FILE``: a file to deploy, proven equal."""
+"""``binwrn export MODEL --format packed|onnx|stablehlo|c --output FILE``: a file to deploy, proven equal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from binwrn_jax.deploy.verified import PACKED_READERS, exact_arithmetic, referen
 from binwrn_jax.errors import UserError
 from binwrn_jax.runtime import Predictor, kind_of
 
-FORMATS = ("packed", "onnx", "stablehlo")
+FORMATS = ("packed", "onnx", "stablehlo", "c")
 IMAGES = 100
 
 
@@ -39,7 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Exports, reads back, compares, and says what came of it."""
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}: it must be at least 1")
-    write, readers = _format(arguments.format)
     if kind_of(arguments.model) == "packed":
         packed = read_packed(arguments.model)
         if arguments.license:
@@ -53,7 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
         images, what = images_for(description, arguments.images, arguments.data_dir)
         packed = pack(variables, description, images[0], arguments.license)
         reference = reference_of(variables, description, images)
-    lines = write_verified(lambda path: write(packed, path), arguments.output, readers, images, reference)
+    if arguments.format == "c":
+        from binwrn_jax.deploy.c_export import write_c
+
+        lines = write_c(packed, arguments.output, images, reference)
+    else:
+        write, readers = _format(arguments.format)
+        lines = write_verified(lambda path: write(packed, path), arguments.output, readers, images, reference)
 
     size, ideal = arguments.output.stat().st_size, packed.ideal_bytes
     print(f"{arguments.output}: {size:,} bytes, {size / ideal:.4f} x the {ideal:,} bytes of its bits")
