@@ -78,10 +78,11 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: nn.Module) -> Callable[[Any, Inputs], Sums]:
+def make_eval_step(model: Any) -> Callable[[Any, Inputs], Sums]:
     """The evaluation step ``(variables, inputs) -> sums``, see `binwrn_jax.losses.metric_sums`.
 
-    ``inputs`` as `fetch` takes them, and ``mask`` bool ``[B]``, False at padding.
+    ``inputs`` as `fetch` takes them, and ``mask`` bool ``[B]``, False at padding. ``model`` is a network
+    of `binwrn_jax.models`, or what `binwrn_jax.load_packed` gives, with its ``weights`` as variables.
     """
 
     def eval_step(variables: Any, inputs: Inputs) -> Sums:

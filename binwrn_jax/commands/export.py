@@ -43,8 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         packed = read_packed(arguments.model)
         if arguments.license:
             packed = dataclasses.replace(packed, metadata={**packed.metadata, "license": arguments.license})
-        description = {**packed.metadata, "image_shape": packed.metadata["input"]["shape"]}
-        images, what = images_for(description, arguments.images, arguments.data_dir)
+        images, what = images_for(packed.description, arguments.images, arguments.data_dir)
         with exact_arithmetic():
             reference = open_packed(arguments.model)(images)
     else:

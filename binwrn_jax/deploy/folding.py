@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 
 from binwrn_jax.binarize import get_rule, he_scale
@@ -178,7 +179,7 @@ def layout_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Layout:
 def _channel_scales(model: Any, kernel: np.ndarray) -> np.ndarray:
     """Magnitude of the weights that the network uses, by output channel: float64 ``[C_out]``."""
     scale = he_scale(kernel.shape, plain=model.plain)
-    effective = np.asarray(get_rule(model.weights)(kernel, scale))
+    effective = np.asarray(get_rule(model.weights)(jnp.asarray(kernel), scale))
     return np.abs(effective[0, 0, 0]).astype(np.float64)
 
 

@@ -35,9 +35,9 @@ VERSION = 1
 MAX_HEADER = 16 << 20  # bytes
 MAX_DATA = 256 << 20  # bytes of all tensors together
 MAX_OPERATIONS = 4096
-MAX_SIDE = 4096  # height, width, number of channels of any value ... and of classes
-MAX_CHANNELS = 65536
-MAX_WINDOW = 64
+MAX_SIDE = 4096  # height, width and channels of the input
+MAX_CHANNELS = 65536  # of any other value, and classes
+MAX_WINDOW = 64  # and strides
 MAX_ACTIVATIONS = 1 << 27  # float32 values of all results together, per image
 MAX_WORK = 1 << 38  # multiply-adds of all operations together, per image
 

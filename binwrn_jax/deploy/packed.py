@@ -71,6 +71,17 @@ class PackedModel:
         convs = (op for op in self.operations if op["op"] == "conv")
         return -(-sum(math.prod(op["window"]) * math.prod(op["channels"]) for op in convs) // 8)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What ``model.json`` has for a model folder, as far as the file knows it, and ``input``."""
+        rest = {key: value for key, value in self.metadata.items() if key not in ("operations", "network")}
+        return {
+            **rest,
+            "model": self.metadata.get("network"),
+            "image_shape": self.metadata["input"]["shape"],
+            "dataset": self.metadata.get("dataset"),
+        }
+
     def signs(self, name: str) -> np.ndarray:
         """Weights of the convolution ``name``: float32 ``[F_h, F_w, C_in, C_out]`` of -1 and +1."""
         operation = next(op for op in self.operations if op.get("tensor") == name)
@@ -239,8 +250,12 @@ def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax
         y = x * scale + offset
         return y if low is None else jnp.maximum(y, jnp.float32(low))
     if op == "conv":
-        weight = weights[tensor]
-        kernel = _unpack(weight, operation) if weight.dtype == jnp.uint8 else weight
+        kernel = weights[tensor]
+        if kernel.dtype == jnp.uint8:
+            # Not before x is there: XLA would unpack all layers first and hold them until they are used. It
+            # drops an optimization_barrier on the CPU, and cannot know that activations are finite.
+            kernel = kernel ^ jnp.isnan(x[:1, 0, 0, 0]).any().astype(jnp.uint8)
+            kernel = _unpack(kernel, operation)
         return jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -272,16 +287,7 @@ class LoadedModel:
 
     def __init__(self, packed: PackedModel, keep_packed: bool = False) -> None:
         self.packed = packed
-        metadata = packed.metadata
-        self.description: dict[str, Any] = {
-            "model": metadata.get("network"),
-            "num_classes": metadata["num_classes"],
-            "image_shape": metadata["input"]["shape"],
-            **{
-                key: metadata.get(key)
-                for key in ("class_names", "dataset", "test", "config_sha256", "license")
-            },
-        }
+        self.description = packed.description
         self.weights: dict[str, jax.Array] = {
             name: jnp.asarray(tensor if name not in packed.bits or keep_packed else packed.signs(name))
             for name, tensor in packed.tensors.items()
@@ -370,7 +376,7 @@ class NumpyPredictor:
 
     def __init__(self, packed: PackedModel) -> None:
         self._model = numpy_reader.Model(packed.metadata, packed.tensors)
-        self.description = {**packed.metadata, "image_shape": packed.metadata["input"]["shape"]}
+        self.description = packed.description
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `binwrn_jax.runtime.Predictor`."""
