@@ -40,6 +40,12 @@ def parse_flags(argv: list[str], default_config: Path) -> tuple[ConfigDict, Path
     argv = [re.sub(r"^-(?=[a-z]{2})", "--", argument) for argument in argv]
     help_wanted = any(argument in ("--help", "-h", "-?") for argument in argv[1:])
     argv = [argument for argument in argv if argument not in ("--help", "-h", "-?")]
+    if "--config" in argv[1:-1]:
+        place = argv.index("--config")
+        argv[place : place + 2] = [f"--config={argv[place + 1]}"]
+    # One file, the last one given, and before its fields: ml_collections insists on that.
+    files = [argument for argument in argv if argument.startswith("--config=")]
+    argv = [argv[0], *files[-1:], *(argument for argument in argv[1:] if argument not in files)]
     values = flags.FlagValues()
     # ml_collections looks for overrides in sys.argv, whatever it is given to parse.
     sys_argv, sys.argv = sys.argv, argv
@@ -72,8 +78,8 @@ def parse_flags(argv: list[str], default_config: Path) -> tuple[ConfigDict, Path
 
 
 def _given(argv: list[str], default_config: Path) -> str:
-    """The value of ``--config``."""
-    return next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), str(default_config))
+    """The value of ``--config``: the last one counts."""
+    return [str(default_config), *(a.split("=", 1)[1] for a in argv if a.startswith("--config="))][-1]
 
 
 def _one_line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ from binwrn_jax.moments import dataset_moments
 from binwrn_jax.signals import Stopped, StopRequest
 from binwrn_jax.state import TrainState, init_state
 from binwrn_jax.steps import make_eval_step, make_moments_step, make_train_step
-from binwrn_jax.workdir import check_disk, claim_workdir, describe_environment, locked
+from binwrn_jax.workdir import check_disk, claim_workdir, describe_environment, locked, write_config
 
 # Steps that may be under way on the device while the host prepares the next ones.
 IN_FLIGHT = 2
@@ -130,6 +130,7 @@ def _train(run: Run) -> dict[str, Any]:
     latest = checkpoints.latest()
     if latest is not None:
         state = checkpoints.restore(latest, state)
+        write_config(workdir, config)  # fields that may differ between two starts, such as data.dir
     step = int(state.step)
     log = metrics.MetricsLog(workdir, step, config.log.tensorboard)
     environment = describe_environment()

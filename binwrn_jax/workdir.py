@@ -51,7 +51,13 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
             )
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} has checkpoints but no config.json: choose another --workdir")
-    write_atomically(path, configs.to_json(config))
+    else:
+        write_config(workdir, config)
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes ``config.json``."""
+    write_atomically(workdir / "config.json", configs.to_json(config))
 
 
 def describe_environment() -> dict[str, Any]:

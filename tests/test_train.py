@@ -28,6 +28,16 @@ RUN = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(tmp_path_factory):
+    """The processes of this file run the same programs: the first compiles them for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
 def start(workdir: Path, *arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
@@ -92,11 +102,14 @@ def test_workdir_holds_what_the_readme_says(whole):
         "curves.png",
         "checkpoints",
         "model",
+        "model.safetensors",
     } <= names
     summary = json.loads((whole / "summary.json").read_text())
     assert list(summary["test_error_at_cycle_ends"]) == ["2", "6"]
     assert summary["epochs"] == 6 and summary["steps"] == 6 * 28 and summary["seconds"] > 0
     assert summary["test_error"] < 30  # chance is 90
+    assert summary["packed_test_error"] == summary["test_error"]
+    assert summary["packed_bytes"] == (whole / "model.safetensors").stat().st_size
     assert (whole / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     steps = {int(path.name) for path in (whole / "checkpoints").iterdir() if path.name.isdigit()}
     assert {56, 168} <= steps  # a checkpoint for each cycle's end, and the last two
@@ -152,7 +165,7 @@ def test_finished_run_is_left_alone(whole):
 def run(capsys, *arguments: str) -> tuple[int, str]:
     """The program in this process: exit code and stderr."""
     os.chdir(ROOT)
-    code = cli.train_main(["train.py", *arguments], ROOT / "configs" / "digits.py")
+    code = cli.train_main(["train.py", "--config.devices=1", *arguments], ROOT / "configs" / "digits.py")
     return code, capsys.readouterr().err
 
 
@@ -193,7 +206,7 @@ def test_batch_must_divide_over_the_devices(capsys, tmp_path):
     devices = jax.device_count()
     if devices == 1:
         pytest.skip("there is one device, over which every batch divides")
-    code, error = run(capsys, f"--workdir={tmp_path}", "--config.batch_size=125")
+    code, error = run(capsys, f"--workdir={tmp_path}", "--config.batch_size=125", "--config.devices=0")
     assert code == 2
     assert f"batch_size 125 does not divide over {devices} devices: use 120 or 128" in error
 
@@ -232,21 +245,21 @@ def test_corrupt_checkpoint_is_named_and_kept(capsys, whole, tmp_path):
         if path.is_file() and path.stat().st_size > 100:
             path.write_bytes(path.read_bytes()[:50])
     before = snapshot(workdir)
-    code, error = run(capsys, *RUN, "--config.devices=1", f"--workdir={workdir}")
+    code, error = run(capsys, *RUN, f"--workdir={workdir}")
     assert code == 2 and error.count("\n") == 1, error
     assert re.search(r"checkpoint .*/168 cannot be read .*: delete this folder to resume", error), error
     after = snapshot(workdir)
     assert {k: v for k, v in after.items() if k in before} == before
     # And the remedy works.
     subprocess.run(["rm", "-r", str(workdir / "checkpoints" / "168")], check=True)
-    assert run(capsys, *RUN, "--config.devices=1", f"--workdir={workdir}")[0] == 0
+    assert run(capsys, *RUN, f"--workdir={workdir}")[0] == 0
     assert_same_network(workdir, whole)
 
 
 def test_foreign_files_among_the_checkpoints(capsys, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "thesis.tex").write_text("all of it")
-    code, error = run(capsys, "--config.batch_size=40", f"--workdir={tmp_path}")
+    code, error = run(capsys, f"--workdir={tmp_path}")
     assert code == 2
     assert "has checkpoints but no config.json" in error
     assert (tmp_path / "checkpoints" / "thesis.tex").read_text() == "all of it"
@@ -284,7 +297,7 @@ def test_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
         return os.statvfs_result(values)
 
     monkeypatch.setattr(os, "statvfs", full)
-    code, error = run(capsys, "--config.batch_size=40", f"--workdir={tmp_path}")
+    code, error = run(capsys, f"--workdir={tmp_path}")
     assert code == 2 and error.startswith("error: disk full") and error.count("\n") == 1
 
 
