@@ -221,6 +221,29 @@ def test_missing_data_without_network_says_what_to_set(capsys, tmp_path, monkeyp
     assert error.rstrip().splitlines()[-1].startswith("error: cifar100 is not prepared")
 
 
+def test_other_settings(capsys, tmp_path):
+    """32-bit weights, running moments, ghost groups, an evaluation each epoch, TensorBoard."""
+    code, error = run(
+        capsys,
+        "--config=configs/digits.py:8-0.25,32bit,step",
+        f"--workdir={tmp_path}",
+        "--config.epochs=3",
+        "--config.schedule.drops=(2,)",
+        "--config.schedule.rates=(0.1,0.01)",
+        "--config.moments=running",
+        "--config.model.ghost_size=25",
+        "--config.eval.every_epoch=true",
+        "--config.log.tensorboard=true",
+    )
+    assert code == 0, error
+    tests = [record for record in numbers(tmp_path) if record["kind"] == "eval"]
+    assert [(r["epoch"], r["cycle_end"]) for r in tests] == [(1, False), (2, True), (3, True)]
+    rates = {r["epoch"]: r["learning_rate"] for r in numbers(tmp_path) if r["kind"] == "train"}
+    assert rates[2.0] == pytest.approx(0.1) and rates[3.0] == pytest.approx(0.01)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert not (tmp_path / "model.safetensors").exists()  # 32-bit weights are not packed
+
+
 def copy_of(whole: Path, tmp_path: Path) -> Path:
     subprocess.run(["cp", "-r", str(whole), str(tmp_path / "copy")], check=True)
     return tmp_path / "copy"
