@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from binwrn_jax import base_config, load_model
+from binwrn_jax import base_config, load, load_model
 from binwrn_jax.cli import main, train_main
 from binwrn_jax.config import build_model
-from binwrn_jax.released import import_released, read_released
+from binwrn_jax.released import import_released, read_released, to_model
 from binwrn_jax.runtime import JaxPredictor, open_model
 
 ROOT = Path(__file__).parents[1]
@@ -421,6 +421,10 @@ def test_the_first_200_test_images(tmp_path, capsys, name, errors, loss):
     result = json.loads(capsys.readouterr().out)
     assert (result["n"], result["n"] - result["correct"]) == (200, errors)
     assert result["loss"] == pytest.approx(loss, abs=2e-4)
+    # Saved and restored: the same logits to the last bit as straight from the file.
+    images = load("cifar10", "test", limit=16).images
+    unsaved = JaxPredictor(*to_model(read_released(Path(OFFICIAL) / name)))
+    np.testing.assert_array_equal(open_model(model)(images), unsaved(images))
 
 
 @needs_official
