@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -190,20 +191,20 @@ def kind_of(path: Path) -> str:
     if not path.is_file():
         return "folder"  # or nothing at all: `load_model` says what is wrong
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            start = file.read(64)
+            size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     # safetensors: the length of a JSON header, then the header.
-    length = int.from_bytes(content[:8], "little")
-    if content[8:9] == b"{" and length <= len(content) - 8:
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
         return "packed"
     # ONNX: a protobuf whose field 1 is the (small) version of the format, followed by another of its fields.
-    if content[:1] == b"\x08" and 0 < int.from_bytes(content[1:2]) < 128 and content[2:3] in b'\x12\x1a":BJr':
+    if start[:1] == b"\x08" and 0 < int.from_bytes(start[1:2]) < 128 and start[2:3] in b'\x12\x1a":BJr':
         return "onnx"
-    # jax.export wraps the bytecode of a StableHLO module.
-    if b"ML\xefR" in content:
+    if start.startswith(b"binwrn-stablehlo "):
         return "stablehlo"
-    if content.startswith(b"MATLAB"):
+    if start.startswith(b"MATLAB"):
         raise UserError(f"{path} is a MATLAB file: `binwrn import {path} --output DIR` makes a model of it")
     raise UserError(
         f"{path} is no model: expected a packed (safetensors), ONNX or StableHLO file, or a folder"
