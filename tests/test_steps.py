@@ -125,6 +125,18 @@ def test_the_same_again_is_bit_identical(digits, start, one):
         np.testing.assert_array_equal(np.asarray(mine), theirs)
 
 
+def test_each_step_draws_its_own_augmentation(one):
+    """The same weights and batch at two steps: other crops, so another loss; at one step the same."""
+    trainer, states = one
+    batch = trainer.data.batch(0)
+
+    def loss(step):
+        state = states[0].replace(step=np.int32(step))
+        return float(trainer.step(sharding.put(state, sharding.replicated(make_mesh(1))), batch)[1]["loss"])
+
+    assert loss(1) == loss(1) and loss(1) != loss(2)
+
+
 def test_epoch_sums(digits, start, one):
     """Sums of loss and errors since the epoch began, and over the border of an epoch."""
     trainer, states = one
