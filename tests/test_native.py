@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import re
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from binwrn_jax.cli import main
+from binwrn_jax.data.sources import load
 from binwrn_jax.deploy import native, numpy_reader
 from binwrn_jax.deploy.c_export import CProgram, generate
 from binwrn_jax.deploy.packed import PackedModel, serialise
@@ -687,3 +689,124 @@ def test_generated_c_on_a_cortex_m4(tmp_path):
     wanted = reference(packed, images)
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     assert (logits.argmax(1) == wanted.argmax(1)).all()
+
+
+# --- other compilers, other processors, sanitizers ----------------------------------------------------------
+
+
+def needs(*tools):
+    if missing := [tool for tool in tools if not shutil.which(tool)]:
+        pytest.skip(f"needs {', '.join(missing)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_builds_without_a_warning(compiler, path, tmp_path):
+    needs(compiler, "make")
+    assert run(make(tmp_path, compiler), path, "golden").returncode == 0
+
+
+@pytest.mark.slow
+def test_cmake(path, tmp_path):
+    needs("cmake", "make")
+    subprocess.run(["cmake", "-S", FOLDER, "-B", tmp_path / "b"], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", tmp_path / "b"], check=True, capture_output=True)
+    assert run(tmp_path / "b" / "binwrn-run", path, "golden").returncode == 0
+
+
+@pytest.mark.slow
+def test_neon_under_qemu(tmp_path):
+    """The whole runtime as an AArch64 program, with any networks."""
+    needs("aarch64-linux-gnu-gcc", "qemu-aarch64", "make")
+    program = make(tmp_path, "aarch64-linux-gnu-gcc", "CFLAGS=-O2 -static", f"{tmp_path}/binwrn-run")
+    for seed in range(25):
+        packed = any_network(np.random.default_rng(seed))
+        path = save(packed, tmp_path / "m")
+        for kernel in ("neon", "plain"):
+            options = ["--kernel", kernel, "--threads", 1 + seed % 3]
+            result = run("qemu-aarch64", program, *options, path, "golden")
+            assert result.returncode == 0, (seed, result.stdout, result.stderr)
+            assert f"kernel {kernel}," in result.stderr
+    packed = wide_resnet(20, 1)
+    images = images_of(packed, 2)
+    (tmp_path / "images.raw").write_bytes(images.tobytes())
+    result = run(
+        "qemu-aarch64", program, "--threads", 2, save(packed, tmp_path / "m"), tmp_path / "images.raw"
+    )
+    wanted = reference(packed, images)
+    logits = [[float(word) for word in line.split()[-10:]] for line in result.stdout.splitlines()]
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_sanitizers(sanitizers, packed, tmp_path):
+    """All kernels, damaged files and several threads, with the checks of the compiler."""
+    compiler = native.find_compiler()
+    program = tmp_path / "replay"
+    flags = ["-std=c99", "-g", "-O1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-DREPLAY"]
+    fuzz = Path(__file__).parent / "fuzz"
+    sources = [FOLDER / name for name in native.SOURCES]
+    build = [
+        compiler,
+        *flags,
+        f"-I{FOLDER}",
+        *sources,
+        fuzz / "fuzz_load.c",
+        "-o",
+        program,
+        *native.LIBRARIES,
+    ]
+    if run(*build).returncode:
+        pytest.skip(f"{compiler} has no -fsanitize={sanitizers}")
+    content, rng = serialise(packed), np.random.default_rng(0)
+    files = [*sorted((fuzz / "corpus").iterdir()), save(packed, tmp_path / "whole")]
+    for seed in range(30):
+        files.append(save(any_network(np.random.default_rng(seed)), tmp_path / f"any{seed}"))
+    for i in range(200):
+        damaged = bytearray(content[: rng.integers(8, len(content) + 1)])
+        damaged[rng.integers(0, len(damaged))] = rng.integers(256)
+        files.append(tmp_path / f"damaged{i}")
+        files[-1].write_bytes(damaged)
+    result = run(program, *files)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{len(files)} files\n"
+
+
+@pytest.mark.slow
+def test_fuzzing(tmp_path):
+    """A short run from the seeds; docs/native.md has the long one."""
+    needs("clang")
+    fuzz, program = Path(__file__).parent / "fuzz", tmp_path / "fuzz"
+    flags = ["-std=c99", "-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    sources = [*(FOLDER / name for name in native.SOURCES), fuzz / "fuzz_load.c"]
+    define = "-DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION"
+    built = run("clang", *flags, define, f"-I{FOLDER}", *sources, "-o", program, *native.LIBRARIES)
+    if built.returncode:
+        pytest.skip(f"clang has no libFuzzer: {built.stderr[:200]}")
+    (tmp_path / "corpus").mkdir()
+    options = ["-runs=30000", "-seed=1", "-max_len=16384", f"-dict={fuzz / 'packed.dict'}"]
+    result = run(program, *options, f"-artifact_prefix={tmp_path}/", tmp_path / "corpus", fuzz / "corpus")
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_released_network(tmp_path, capsys):
+    """The 20-10 network for CIFAR-10: the predictions of JAX on 200 images, in little memory."""
+    folder, data = os.environ.get("BINWRN_OFFICIAL_DIR"), os.environ.get("TFDS_DATA_DIR")
+    if not folder or not data:
+        pytest.skip("needs BINWRN_OFFICIAL_DIR and TFDS_DATA_DIR")
+    model, packed = tmp_path / "model", tmp_path / "model.packed"
+    assert main(["import", f"{folder}/keras_cifar10_allparams.mat", "--output", str(model)]) == 0
+    assert main(["export", str(model), "--format", "packed", "--output", str(packed)]) == 0
+    images = load("cifar10", "test[:200]").images
+    wanted, logits = open_model(model)(images), open_model(packed, runtime="native")(images)
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    assert (logits.argmax(1) == wanted.argmax(1)).all()
+    capsys.readouterr()
+    options = ["--dataset", "cifar10", "--limit", "200", "--runtime", "native", "--json"]
+    assert main(["evaluate", str(packed), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 200
+    description = native.load(packed, threads=2).description["native"]
+    assert description["multiply_adds"] == 4_015_636_480
+    assert description["total_bytes"] < 6e6

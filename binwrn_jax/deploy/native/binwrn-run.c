@@ -96,6 +96,17 @@ static void print_result(const char *path, size_t index, const binwrn_descriptio
   putchar('\n');
 }
 
+/* Most memory that this process has had in use, in MB; 0 where the system does not say. */
+static double peak_memory(void) {
+  FILE *file = fopen("/proc/self/status", "r");
+  char line[128];
+  unsigned long kilobytes = 0;
+  while (file && fgets(line, sizeof line, file))
+    if (sscanf(line, "VmHWM: %lu", &kilobytes) == 1) break;
+  if (file) fclose(file);
+  return (double)kilobytes / 1024;
+}
+
 int main(int argc, char **argv) {
   binwrn_options options = {0, NULL, 0};
   const binwrn_description *d;
@@ -162,5 +173,6 @@ int main(int argc, char **argv) {
     free(data);
   }
   binwrn_free(model);
+  fprintf(stderr, "peak memory %.1f MB\n", peak_memory());
   return status;
 }

@@ -15,6 +15,15 @@
 /* Of every array that vectors are loaded from. */
 #define ALIGNMENT 64
 
+/* max(min, x * scale + offset), one scale and offset per channel. */
+typedef struct {
+  const float *scale, *offset; /* NULL: no multiply-add */
+  float min;                   /* -INFINITY where there is none */
+} affine;
+
+/* Inputs of one pixel that a kernel takes at a time: no more than this. */
+#define MAX_STAGE 32
+
 /* One way to sum signed inputs. `group` inputs in a row (channels of one pixel) have a table of `table`
  * floats, which gives each of their 2^group signed sums. The weights of `lanes` output channels for `slots`
  * such groups are `lanes` words of 32 bits. */
@@ -23,8 +32,9 @@ typedef struct {
   int lanes, group, slots, table;
   /* Bits of one group (bit i: input i is added, otherwise subtracted) as they stand in a word. */
   uint32_t (*code)(unsigned bits, int slot);
-  /* inputs: `slots` groups; tables: as many tables. */
-  void (*tables)(const float *inputs, int slots, float *tables);
+  /* Tables of `slots` groups, the first n of whose inputs there are; the others are 0. A multiply-add may
+   * come before. */
+  void (*tables)(const float *inputs, int n, const affine *before, int slots, float *tables);
   /* sums[PIXELS][lanes] += the signed inputs. words[taps][lanes]; the tables of tap t and of pixel p begin
    * at tables + taps[t] + p * SLOTS * table, whose SLOTS is the kernel's, also where `slots` is less. */
   void (*accumulate)(float *sums, const uint32_t *words, const float *tables, const uint32_t *taps,
@@ -40,12 +50,6 @@ typedef struct {
 } shape;
 
 typedef enum { OP_IMAGE, OP_AFFINE, OP_CONV, OP_AVERAGE_POOL, OP_MAX_POOL, OP_PAD, OP_ADD, OP_MEAN } op_kind;
-
-typedef struct {
-  const float *scale, *offset; /* NULL: no multiply-add */
-  float min;
-  int has_min;
-} affine;
 
 /* How one convolution is cut; see run.c. */
 typedef struct {
@@ -84,7 +88,7 @@ struct binwrn_model {
   uint64_t bytes, max_memory;
   float *arena;
   unsigned char *scratch; /* `threads` pieces of scratch_size bytes */
-  size_t scratch_size, stage_floats, table_floats; /* of one thread */
+  size_t scratch_size, table_floats; /* of one thread */
   struct pool *pool;
   /* What the threads work on. */
   const uint8_t *images;
@@ -107,5 +111,25 @@ void binwrn_pool_free(struct pool *pool);
 int binwrn_pool_next(struct pool *pool);
 /* Waits for all threads; afterwards the items count from 0 again. */
 void binwrn_pool_barrier(struct pool *pool);
+
+/* out[i] = max(min, x[i] * scale[i] + offset[i]); in the header, so that each kernel compiles it for its
+ * processor. NaN stays NaN. */
+static inline void apply_affine(const affine *a, const float *x, float *out, int n) {
+  int i;
+  for (i = 0; i < n; i++) {
+    const float y = x[i] * a->scale[i] + a->offset[i];
+    out[i] = y < a->min ? a->min : y;
+  }
+}
+
+/* The inputs of a kernel's `tables`, complete. */
+static inline void stage_inputs(const float *inputs, int n, const affine *before, int total, float *stage) {
+  int i;
+  if (before->scale)
+    apply_affine(before, inputs, stage, n);
+  else
+    for (i = 0; i < n; i++) stage[i] = inputs[i];
+  for (i = n; i < total; i++) stage[i] = 0;
+}
 
 #endif

@@ -13,10 +13,12 @@ static uint32_t code(unsigned bits, int slot) {
   return (uint32_t)(bits & 8 ? bits & 7 : 8 | (~bits & 7)) << (4 * slot);
 }
 
-static void tables(const float *inputs, int slots, float *tables) {
+static void tables(const float *x, int n, const affine *before, int slots, float *tables) {
+  float stage[MAX_STAGE], *inputs = stage;
   static const float signs[2][4] = {{-1, 1, -1, 1}, {-1, -1, 1, 1}};
   const float32x4_t a = vld1q_f32(signs[0]), b = vld1q_f32(signs[1]);
   int g;
+  stage_inputs(x, n, before, GROUP * slots, stage);
   for (g = 0; g < slots; g++, inputs += GROUP, tables += TABLE) {
     const float32x4_t sum = vfmaq_n_f32(vfmaq_n_f32(vdupq_n_f32(inputs[3]), a, inputs[0]), b, inputs[1]);
     const float32x4_t c = vdupq_n_f32(inputs[2]);

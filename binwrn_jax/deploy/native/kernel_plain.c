@@ -7,8 +7,10 @@ enum { LANES = 8, GROUP = 4, SLOTS = 8, TABLE = 16 };
 
 static uint32_t code(unsigned bits, int slot) { return (uint32_t)bits << (4 * slot); }
 
-static void tables(const float *inputs, int slots, float *tables) {
+static void tables(const float *x, int n, const affine *before, int slots, float *tables) {
+  float stage[MAX_STAGE], *inputs = stage;
   int g, i;
+  stage_inputs(x, n, before, GROUP * slots, stage);
   for (g = 0; g < slots; g++, inputs += GROUP, tables += TABLE) {
     const float a = inputs[0], b = inputs[1], c = inputs[2], d = inputs[3];
     const float low[4] = {-a - b, a - b, b - a, a + b}, high[4] = {-c - d, c - d, d - c, c + d};

@@ -23,7 +23,9 @@ static uint32_t code16(unsigned bits, int slot) {
   return slot ? word << (5 * slot) | word >> (32 - 5 * slot) : word;
 }
 
-__attribute__((target("avx512f"))) static void tables16(const float *inputs, int slots, float *tables) {
+__attribute__((target("avx512f"))) static void tables16(const float *x, int n, const affine *before,
+                                                        int slots, float *tables) {
+  float stage[MAX_STAGE], *inputs = stage;
   const __m512i one = _mm512_set1_epi32(0x3f800000), index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   __m512 sign[4];
   int g, i;
@@ -31,6 +33,7 @@ __attribute__((target("avx512f"))) static void tables16(const float *inputs, int
     __m512i bit = _mm512_slli_epi32(_mm512_srli_epi32(index, (unsigned)i), 31);
     sign[i] = _mm512_castsi512_ps(_mm512_or_si512(one, _mm512_andnot_si512(bit, _mm512_set1_epi32((int)0x80000000u))));
   }
+  stage_inputs(x, n, before, GROUP5 * slots, stage);
   for (g = 0; g < slots; g++, inputs += GROUP5, tables += TABLE16) {
     __m512 sum = _mm512_fmadd_ps(sign[0], _mm512_set1_ps(inputs[0]), _mm512_set1_ps(inputs[4]));
     sum = _mm512_fmadd_ps(sign[1], _mm512_set1_ps(inputs[1]), sum);
@@ -80,10 +83,13 @@ static uint32_t code8(unsigned bits, int slot) {
   return (uint32_t)(bits & 8 ? bits & 7 : 8 | (~bits & 7)) << (4 * slot);
 }
 
-__attribute__((target("avx2,fma"))) static void tables8(const float *inputs, int slots, float *tables) {
+__attribute__((target("avx2,fma"))) static void tables8(const float *x, int n, const affine *before,
+                                                        int slots, float *tables) {
+  float stage[MAX_STAGE], *inputs = stage;
   const __m256 a = _mm256_set_ps(1, -1, 1, -1, 1, -1, 1, -1), b = _mm256_set_ps(1, 1, -1, -1, 1, 1, -1, -1),
                c = _mm256_set_ps(1, 1, 1, 1, -1, -1, -1, -1);
   int g;
+  stage_inputs(x, n, before, GROUP4 * slots, stage);
   for (g = 0; g < slots; g++, inputs += GROUP4, tables += TABLE8) {
     __m256 sum = _mm256_fmadd_ps(a, _mm256_broadcast_ss(inputs), _mm256_broadcast_ss(inputs + 3));
     sum = _mm256_fmadd_ps(b, _mm256_broadcast_ss(inputs + 1), sum);

@@ -654,7 +654,7 @@ static binwrn_error prepare(loader *l, binwrn_model *model) {
   const kernel *k = model->kernel;
   binwrn_description *d = &model->description;
   const int64_t arena = place(l);
-  uint64_t stage = 0, tables = 0, sums = 0;
+  uint64_t tables = 0, sums = 0;
   int i;
   if (arena < 0) return no_memory(l);
   d->arena_bytes = (uint64_t)arena * sizeof(float);
@@ -686,11 +686,10 @@ static binwrn_error prepare(loader *l, binwrn_model *model) {
       op->affine.scale = copy_floats(l, model, n->scale);
       op->affine.offset = copy_floats(l, model, n->offset);
       if (!op->affine.scale || !op->affine.offset) return no_memory(l);
-      op->affine.min = n->min;
-      op->affine.has_min = n->has_min;
+      op->affine.min = n->has_min ? n->min : -INFINITY;
     }
     if (n->kind == OP_CONV) {
-      uint64_t words, inputs, table, sum;
+      uint64_t words, table, sum;
       op->conv.taps = take(model, (uint64_t)n->window[0] * (uint64_t)n->window[1] * sizeof *op->conv.taps);
       if (!op->conv.taps || !binwrn_plan_conv(op, k, d->threads)) return no_memory(l);
       words = (uint64_t)op->conv.blocks * (uint64_t)op->conv.chunks * (uint64_t)op->conv.tap_count *
@@ -700,18 +699,14 @@ static binwrn_error prepare(loader *l, binwrn_model *model) {
       arrange(n, l->data + n->bits->begin, op, k);
       d->weight_bytes += words * sizeof *op->conv.words;
       d->multiply_adds += elements(op->out) * (uint64_t)op->conv.tap_count * (uint64_t)op->in.channels;
-      inputs = (uint64_t)(k->slots * k->group);
       table = (uint64_t)op->conv.row_floats * (uint64_t)op->conv.in_rows;
       sum = (uint64_t)op->conv.blocks * (uint64_t)op->conv.tile_rows * (uint64_t)(PIXELS * k->lanes);
-      if (inputs > stage) stage = inputs;
       if (table > tables) tables = table;
       if (sum > sums) sums = sum;
     }
   }
-  stage = (stage + 15) / 16 * 16;
-  model->stage_floats = (size_t)stage;
   model->table_floats = (size_t)tables; /* whole cache lines: a pixel's tables are */
-  model->scratch_size = (size_t)((stage + tables + sums + 15) / 16 * 16 * sizeof(float));
+  model->scratch_size = (size_t)((tables + sums + 15) / 16 * 16 * sizeof(float));
   d->scratch_bytes = (uint64_t)model->scratch_size * (uint64_t)d->threads;
   model->scratch = take(model, d->scratch_bytes);
   return model->scratch ? BINWRN_OK : no_memory(l);

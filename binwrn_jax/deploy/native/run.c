@@ -46,28 +46,16 @@ int binwrn_plan_conv(operation *op, const kernel *k, int threads) {
   return 1;
 }
 
-/* out[i] = max(min, x[i] * scale[i] + offset[i]) for n channels from the first of `a` on. */
-static void apply_affine(const affine *a, int first, const float *x, float *out, int n) {
-  const float *scale = a->scale + first, *offset = a->offset + first;
-  int i;
-  if (a->has_min)
-    for (i = 0; i < n; i++) {
-      const float y = x[i] * scale[i] + offset[i];
-      out[i] = y < a->min ? a->min : y; /* NaN stays NaN */
-    }
-  else
-    for (i = 0; i < n; i++) out[i] = x[i] * scale[i] + offset[i];
-}
-
 static void make_tables(const binwrn_model *model, const operation *op, int y, int x, int chunk, int slots,
-                        float *stage, float *tables) {
+                        float *tables) {
   const kernel *k = model->kernel;
   const conv_plan *plan = &op->conv;
   const size_t pixel = (size_t)k->slots * (size_t)k->table, made = (size_t)slots * (size_t)k->table;
   const int first = chunk * k->slots * k->group;
   const int n = smaller(op->in.channels - first, slots * k->group);
+  affine before = op->affine;
   int r, c;
-  memset(stage + n, 0, (size_t)(slots * k->group - n) * sizeof *stage);
+  if (before.scale) before.scale += first, before.offset += first;
   for (r = 0; r < plan->in_rows; r++, tables += plan->row_floats) {
     const int in_y = y * op->stride[0] - op->pads[0][0] + r;
     int phase = 0, column = 0;
@@ -79,11 +67,7 @@ static void make_tables(const binwrn_model *model, const operation *op, int y, i
       } else {
         const float *input =
             op->x + ((size_t)in_y * (size_t)op->in.width + (size_t)in_x) * (size_t)op->in.channels + first;
-        if (op->affine.scale)
-          apply_affine(&op->affine, first, input, stage, n);
-        else
-          memcpy(stage, input, (size_t)n * sizeof *stage);
-        k->tables(stage, slots, table);
+        k->tables(input, n, &before, slots, table);
       }
       if (++phase == op->stride[1]) phase = 0, column++;
     }
@@ -93,8 +77,7 @@ static void make_tables(const binwrn_model *model, const operation *op, int y, i
 static void convolve(const binwrn_model *model, const operation *op, int item, unsigned char *scratch) {
   const kernel *k = model->kernel;
   const conv_plan *plan = &op->conv;
-  float *stage = (float *)(void *)scratch, *tables = stage + model->stage_floats;
-  float *sums = tables + model->table_floats;
+  float *tables = (float *)(void *)scratch, *sums = tables + model->table_floats;
   const int tile = item / plan->parts, part = item % plan->parts;
   const int y = tile / plan->tiles_x * plan->tile_rows, x = tile % plan->tiles_x * PIXELS;
   const int rows = smaller(plan->tile_rows, op->out.height - y), columns = smaller(PIXELS, op->out.width - x);
@@ -105,7 +88,7 @@ static void convolve(const binwrn_model *model, const operation *op, int item, u
   memset(sums, 0, (size_t)(last - first) * (size_t)rows * tile_sums * sizeof *sums);
   for (chunk = 0; chunk < plan->chunks; chunk++) {
     const int slots = smaller(k->slots, plan->groups - chunk * k->slots);
-    make_tables(model, op, y, x, chunk, slots, stage, tables);
+    make_tables(model, op, y, x, chunk, slots, tables);
     for (block = first; block < last; block++) {
       const uint32_t *words =
           plan->words + ((size_t)block * (size_t)plan->chunks + (size_t)chunk) * chunk_words;
@@ -171,7 +154,7 @@ static void run_item(const binwrn_model *model, const operation *op, int item, u
       break;
     case OP_AFFINE:
       for (p = 0; p < op->in.width; p++)
-        apply_affine(&op->affine, 0, x + (size_t)p * (size_t)op->in.channels,
+        apply_affine(&op->affine, x + (size_t)p * (size_t)op->in.channels,
                      result + (size_t)p * (size_t)op->in.channels, op->in.channels);
       break;
     case OP_CONV:
