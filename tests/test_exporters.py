@@ -348,6 +348,35 @@ def test_flipped_bits_are_noticed(exported, packed):
         refused(onnx_file.read_onnx, path, "checksum")
 
 
+def test_onnx_file_with_random_damage_is_read_or_refused(packed, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx_file.write_onnx(packed, path)
+    whole, rng, refusals = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(100):
+        content = bytearray(whole)
+        at = rng.integers(len(content))
+        if rng.random() < 0.5:
+            content[at] ^= rng.integers(1, 256)
+        else:
+            content[at : at + rng.integers(1, 20)] = rng.bytes(rng.integers(0, 20))
+        path.write_bytes(content)
+        for read in (onnx_file.open_onnx, onnx_file.read_onnx):
+            try:
+                read(path)
+            except UserError as error:
+                refusals += 1
+                assert "\n" not in str(error)
+    assert refusals > 100
+
+
+def test_onnx_metadata_that_is_no_text_is_refused(packed, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx_file.write_onnx(packed, path)
+    path.write_bytes(path.read_bytes().replace(b"klass 3", b"klass\xf13"))
+    for read in (onnx_file.open_onnx, onnx_file.read_onnx):
+        refused(read, path, "export it again")
+
+
 def rewrite(path, change):
     """Applies `change(model, properties)` to an ONNX file."""
     model = onnx.load(path)
