@@ -22,7 +22,7 @@ import numpy as np
 from binwrn_jax.binarize import get_rule, he_scale
 from binwrn_jax.errors import UserError
 from binwrn_jax.models.layers import BN_EPSILON, spatial_pads
-from binwrn_jax.models.wide_resnet import WideResNet, base_channels, blocks_per_scale
+from binwrn_jax.models.wide_resnet import WideResNet, architecture
 
 Operation = dict[str, Any]
 Affine = tuple[np.ndarray, np.ndarray]
@@ -131,18 +131,21 @@ class Layout:
 def wide_resnet_layout(model: WideResNet, image_shape: tuple[int, int, int]) -> Layout:
     """The operations of `binwrn_jax.models.WideResNet`, in step with its ``__call__``."""
     net = Layout(model, image_shape)
-    channels = base_channels(model.width)
+    structure = architecture(model.depth, model.width)
 
     def activation(index: int) -> dict[str, Any]:
         if model.norm == "none":
             return {"batch_norm": None, "low": -1}
         return {"batch_norm": f"bn{index}", "low": 0}
 
-    x = net.weight_layer("image", "bn0", 0 if model.input_relu else None, channels)
+    low = 0 if model.input_relu else None
+    x = net.weight_layer("image", "bn0", low, structure.channels, structure.window, structure.stride)
+    if structure.pool:
+        x = net.max_pool(x, 3, 2)
     index = 1
-    for scale in range(3):
-        features = channels * 2**scale
-        for block in range(blocks_per_scale(model.depth)):
+    for scale, blocks in enumerate(structure.blocks):
+        features = structure.channels * 2**scale
+        for block in range(blocks):
             stride = 2 if scale > 0 and block == 0 else 1
             path = net.weight_layer(x, **activation(index), features=features, stride=stride)
             path = net.weight_layer(path, **activation(index + 1), features=features)

@@ -1,9 +1,9 @@
-"""The 32x32 networks of the paper: wide ResNets and their plain twins (section 3.1, appendix A, B)."""
+"""The networks of the paper: wide ResNets and their plain twins (section 3.1, appendix A, B)."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,53 +19,75 @@ from binwrn_jax.models.layers import (
     Pixels,
     downsample_skip,
     shifted_relu,
+    spatial_pads,
 )
 
-MIN_SIZE = 8
 NORMS = ("batch", "none")
 
+# Blocks at each of the four scales of the ImageNet networks (He et al. 2015b).
+IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
-def blocks_per_scale(depth: int) -> int:
-    """n of ``depth = 6n + 2``: two convolutions in each of n blocks at three scales, plus first and last.
+
+class Architecture(NamedTuple):
+    """What depth and width mean.
+
+    Attributes:
+      channels: of the first scale, doubled at each further one.
+      blocks: residual blocks of two convolutions at each scale.
+      window: side of the first convolution.
+      stride: of the first convolution.
+      pool: whether a 3x3 max pool of stride 2 follows it.
+      min_size: least height and width of an image.
+    """
+
+    channels: int
+    blocks: tuple[int, ...]
+    window: int
+    stride: int
+    pool: bool
+    min_size: int
+
+
+def architecture(depth: int, width: float) -> Architecture:
+    """The structure behind the paper's ``depth-width``.
+
+    Depth 6n + 2 is the network for 32x32 images: n blocks at each of three scales with 16k, 32k and
+    64k channels. Depths 18 and 34 are those for ImageNet, ``18-2.5`` in the paper: four scales from 64k
+    channels on, after a 7x7 convolution of stride 2 and a max pool (section 3.1).
 
     Raises:
-      UserError: the depth is not of that form; the message names the nearest that are.
+      UserError: another depth (the message names the nearest), or a width that leaves no channel.
 
-    >>> blocks_per_scale(20)
-    3
+    >>> architecture(20, 10).blocks, architecture(18, 2.5).channels
+    ((3, 3, 3), 160)
     """
+    imagenet = depth in IMAGENET_BLOCKS
+    channels = round((64 if imagenet else 16) * width)
+    if channels < 1:
+        raise UserError(f"width {width} leaves no channel: use at least {1 / 16}")
+    if imagenet:
+        return Architecture(channels, IMAGENET_BLOCKS[depth], window=7, stride=2, pool=True, min_size=32)
     n, rest = divmod(depth - 2, 6)
     if rest or n < 1:
         low = max(n, 1) * 6 + 2
-        raise UserError(f"depth {depth} is not 6n + 2: use {low} or {low + 6}")
-    return n
-
-
-def base_channels(width: float) -> int:
-    """Channels of the first scale, ``16 k`` rounded; the width k may be a fraction.
-
-    Raises:
-      UserError: no channel would be left.
-    """
-    channels = round(16 * width)
-    if channels < 1:
-        raise UserError(f"width {width} leaves no channel: use at least {1 / 16}")
-    return channels
+        raise UserError(f"depth {depth} is not 6n + 2: use {low} or {low + 6}, or 18 or 34 for ImageNet")
+    return Architecture(channels, (n, n, n), window=3, stride=1, pool=False, min_size=8)
 
 
 class WideResNet(nn.Module):
     """Post-activation wide ResNet, every convolution binarised: ``20-10`` is depth 20, width 10.
 
     ``input -> BN (affine) [-> ReLU] -> conv3x3 -> 3 x n blocks -> BN -> ReLU -> conv1x1 -> BN ->
-    global average pool``. Parameters are named in order of use: ``conv{i}`` for i in
+    global average pool``; for the ImageNet depths see `architecture`. Parameters are named in order of use: ``conv{i}`` for i in
     0..depth-1, ``bn{i}`` before ``conv{i}``, and ``bn{depth}`` after the last convolution.
 
     The defaults are the paper's network for MNIST, CIFAR and SVHN with the conventions of the
     MATLAB version, which made its tables.
 
     Attributes:
-      depth: number of convolutions, 6n + 2.
-      width: k; the scales have 16k, 32k and 64k channels. Fractions are allowed.
+      depth: number of convolutions, 6n + 2, or 18 or 34 for ImageNet.
+      width: k; the scales have 16k, 32k and 64k channels (ImageNet: 64k to 512k). Fractions are
+        allowed.
       num_classes: N.
       weights: ``'1bit'``, ``'32bit'``, ``'bwn'``, ``'bwn_layer'`` or ``'binaryconnect'``.
       plain: leave out the skip connections and use their scale convention (appendix B).
@@ -101,8 +123,7 @@ class WideResNet(nn.Module):
 
     def check(self) -> None:
         """Raises a `UserError` where the attributes describe no network."""
-        blocks_per_scale(self.depth)
-        base_channels(self.width)
+        architecture(self.depth, self.width)
         get_rule(self.weights)
         if self.padding not in PADDINGS:
             raise UserError(f"unknown padding {self.padding!r}: choose one of {', '.join(PADDINGS)}")
@@ -119,7 +140,7 @@ class WideResNet(nn.Module):
 
         Args:
           images: ``[N, H, W, C]`` with values 0..255 of any real dtype, no whitening;
-            H and W at least 8.
+            H and W at least 8, for the ImageNet depths 32.
           train: normalise by the batch's moments and update the running ones.
 
         Returns:
@@ -129,8 +150,11 @@ class WideResNet(nn.Module):
           UserError: an impossible depth, width, size or name.
         """
         self.check()
-        if min(images.shape[1:3]) < MIN_SIZE:
-            raise UserError(f"images of {images.shape[1]}x{images.shape[2]} are below {MIN_SIZE}x{MIN_SIZE}")
+        net = architecture(self.depth, self.width)
+        if min(images.shape[1:3]) < net.min_size:
+            raise UserError(
+                f"images of {images.shape[1]}x{images.shape[2]} are below {net.min_size}x{net.min_size}"
+            )
         conv = partial(
             BinaryConv, weights=self.weights, plain=self.plain, padding=self.padding, dtype=self.dtype
         )
@@ -141,16 +165,17 @@ class WideResNet(nn.Module):
                 return shifted_relu(x)
             return nn.relu(norm(affine=self.affine, name=f"bn{index}")(x, train))
 
-        channels = base_channels(self.width)
         x = norm(affine=True, name="bn0")(images, train)
         if self.input_relu:
             x = nn.relu(x)
-        x = conv(channels, name="conv0")(x)
+        x = conv(net.channels, window=net.window, stride=net.stride, name="conv0")(x)
+        if net.pool:
+            x = nn.max_pool(x, (3, 3), (2, 2), spatial_pads(x.shape[1:3], 3, 2, self.padding))
 
         index = 1
-        for scale in range(3):
-            features = channels * 2**scale
-            for block in range(blocks_per_scale(self.depth)):
+        for scale, blocks in enumerate(net.blocks):
+            features = net.channels * 2**scale
+            for block in range(blocks):
                 stride = 2 if scale > 0 and block == 0 else 1
                 path = conv(features, stride=stride, name=f"conv{index}")(activate(x, index))
                 path = conv(features, name=f"conv{index + 1}")(activate(path, index + 1))
