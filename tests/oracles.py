@@ -45,6 +45,17 @@ def average_pool(x: np.ndarray, padding: str) -> np.ndarray:
     return out
 
 
+def max_pool(x: np.ndarray, padding: str) -> np.ndarray:
+    """3x3, stride 2."""
+    n, height, width, channels = x.shape
+    rows, cols = window_starts(height, 3, 2, padding), window_starts(width, 3, 2, padding)
+    out = np.zeros((n, len(rows), len(cols), channels))
+    for i, top in enumerate(rows):
+        for j, left in enumerate(cols):
+            out[:, i, j] = x[:, max(top, 0) : top + 3, max(left, 0) : left + 3].max((1, 2))
+    return out
+
+
 class Network:
     """Forward pass with the variables of the Flax network, ``conv{i}`` and ``bn{i}`` in order of use.
 
@@ -93,10 +104,14 @@ class Network:
         x = self.bn(images.astype(np.float64), 0, train)
         if self.input_relu:
             x = np.maximum(x, 0)
-        x = conv(x, self.kernel(0), 1, self.padding)
+        if self.depth == 18:  # ImageNet: He et al. 2015b, two blocks at each of four scales
+            x = max_pool(conv(x, self.kernel(0), 2, self.padding), self.padding)
+            per_scale = 2
+        else:
+            x = conv(x, self.kernel(0), 1, self.padding)
+            per_scale = (self.depth - 2) // 6
         for i in range(1, self.depth - 1, 2):
             block = (i - 1) // 2
-            per_scale = (self.depth - 2) // 6
             stride = 2 if block % per_scale == 0 and block > 0 else 1
             y = conv(self.activate(x, i, train), self.kernel(i), stride, self.padding)
             y = conv(self.activate(y, i + 1, train), self.kernel(i + 1), 1, self.padding)

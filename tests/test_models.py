@@ -36,6 +36,7 @@ def conv_weights(depth, width, classes=10, **fields):
         (20, 4, 1000, 4.5, 1),
         (20, 10, 1000, 27.4, 1),
         (20, 15, 1000, 61.1, 1),
+        (18, 2.5, 1000, 70.0, 1),
     ],
 )
 def test_weights_are_as_many_as_the_papers(depth, width, classes, millions, digits):
@@ -132,14 +133,20 @@ NETWORKS = {
     "no batch norm": {"depth": 8, "width": 0.5, "norm": "none", "temperature": 40.0},
     "32-bit plain": {"depth": 8, "width": 0.25, "weights": "32bit", "plain": True, "padding": "same"},
 }
+IMAGENET = {
+    "ImageNet": {"depth": 18, "width": 0.0625, "num_classes": 5, "affine": True},
+    "ImageNet, Keras padding": {"depth": 18, "width": 0.0625, "padding": "same", "input_relu": False},
+}
 
 
 @pytest.mark.parametrize(
     ("name", "image"),
-    [(name, (8, 10, 3)) for name in NETWORKS] + [(name, (11, 9, 1)) for name in NETWORKS if "resid" in name],
+    [(name, (8, 10, 3)) for name in NETWORKS]
+    + [(name, (11, 9, 1)) for name in NETWORKS if "resid" in name]
+    + [("ImageNet", (37, 64, 3)), ("ImageNet, Keras padding", (64, 44, 3))],
 )
 def test_forward_pass_against_numpy(name, image):
-    fields = NETWORKS[name]
+    fields = {**NETWORKS, **IMAGENET}[name]
     model = WideResNet(**fields)
     rng = np.random.default_rng(0)
     variables = as_if_trained(model, image, rng)
@@ -188,7 +195,7 @@ def test_bfloat16_keeps_parameters_moments_and_logits_in_float32():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depth": 18}, "depth 18 is not 6n [+] 2: use 14 or 20"),
+        ({"depth": 17}, "depth 17 is not 6n [+] 2: use 14 or 20"),
         ({"depth": 2}, "depth 2 is not 6n [+] 2: use 8 or 14"),
         ({"depth": -4}, "depth -4 is not"),
         ({"width": 0}, "width 0 leaves no channel"),
@@ -216,3 +223,19 @@ def test_batch_that_does_not_divide_into_ghost_groups():
     norm = BatchNorm(ghost_size=4)
     with pytest.raises(UserError, match="batch of 6 does not divide into ghost groups of 4"):
         jax.eval_shape(lambda x: norm.init(jax.random.key(0), x, True), jnp.zeros((6, 8, 8, 1)))
+
+
+def test_imagenet_networks_have_the_scales_of_he_et_al():
+    """Section 3.1: 160-320-640-1280 channels; a 34-layer network of width 1 has the channels of ResNet-34."""
+    params = shapes(WideResNet(depth=18, width=2.5, num_classes=1000), (224, 224, 3))["params"]
+    kernels = [params[f"conv{i}"]["kernel"].shape for i in range(18)]
+    assert kernels[0] == (7, 7, 3, 160) and kernels[-1] == (1, 1, 1280, 1000)
+    assert [kernel[3] for kernel in kernels[1:-1]] == [160] * 4 + [320] * 4 + [640] * 4 + [1280] * 4
+    params = shapes(WideResNet(depth=34, width=1, num_classes=1000), (224, 224, 3))["params"]
+    kernels = [params[f"conv{i}"]["kernel"].shape for i in range(34)]
+    assert [kernel[3] for kernel in kernels[1:-1]] == [64] * 6 + [128] * 8 + [256] * 12 + [512] * 6
+
+
+def test_imagenet_network_refuses_small_images():
+    with pytest.raises(UserError, match="31x64 are below 32x32"):
+        shapes(WideResNet(depth=18, width=0.25), (31, 64, 3))
