@@ -78,8 +78,9 @@ class WideResNet(nn.Module):
     """Post-activation wide ResNet, every convolution binarised: ``20-10`` is depth 20, width 10.
 
     ``input -> BN (affine) [-> ReLU] -> conv3x3 -> 3 x n blocks -> BN -> ReLU -> conv1x1 -> BN ->
-    global average pool``; for the ImageNet depths see `architecture`. Parameters are named in order of use: ``conv{i}`` for i in
-    0..depth-1, ``bn{i}`` before ``conv{i}``, and ``bn{depth}`` after the last convolution.
+    global average pool``; for the ImageNet depths see `architecture`. Parameters are named in order of
+    use: ``conv{i}`` for i in 0..depth-1, ``bn{i}`` before ``conv{i}``, and ``bn{depth}`` after the last
+    convolution.
 
     The defaults are the paper's network for MNIST, CIFAR and SVHN with the conventions of the
     MATLAB version, which made its tables.
@@ -170,7 +171,7 @@ class WideResNet(nn.Module):
             x = nn.relu(x)
         x = conv(net.channels, window=net.window, stride=net.stride, name="conv0")(x)
         if net.pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), spatial_pads(x.shape[1:3], 3, 2, self.padding))
+            x = nn.max_pool(x, (3, 3), (2, 2), spatial_pads((x.shape[1], x.shape[2]), 3, 2, self.padding))
 
         index = 1
         for scale, blocks in enumerate(net.blocks):
