@@ -35,7 +35,7 @@ SGEMM = 1536
 
 
 def float_layers(packed: Any) -> list[dict[str, Any]]:
-    """The operations with float weights ``[C_out, C_in, F_h, F_w]``, an affine after a convolution in them."""
+    """The operations; float weights ``[C_out, C_in, F_h, F_w]`` have the affine after them in them."""
     uses: dict[str, int] = {}
     for operation in packed.operations:
         for name in operation["in"]:
@@ -458,7 +458,8 @@ def main() -> None:
                     low, middle, high = (1e3 * value for value in row["wall_s"])
                     print(
                         f"  {engine:12} wall {middle:8.1f} ms"
-                        f" ({low:.1f}..{high:.1f}, least {1e3 * min(wall):.1f})  cpu {1e3 * row['cpu_s'][1]:8.1f} ms (least {1e3 * min(used):.1f})"
+                        f" ({low:.1f}..{high:.1f}, least {1e3 * min(wall):.1f})"
+                        f"  cpu {1e3 * row['cpu_s'][1]:8.1f} ms (least {1e3 * min(used):.1f})"
                         f"  {row['effective_gflops']:6.0f} GFLOP/s"
                         f"  x native: wall {row['times_native_wall'][1]:.2f}"
                         f" cpu {row['times_native_cpu'][1]:.2f}"

@@ -98,7 +98,7 @@ def open_model(
       path: a workdir of train.py, a model folder (trained or imported), or a packed, ONNX or
         StableHLO file.
       runtime: ``'auto'`` for the runtime that belongs to the kind of model; for a packed file also
-        ``'numpy'``, the executable definition of the format, or ``'native'``, XNOR and popcount.
+        ``'numpy'``, the executable definition of the format, or ``'native'``, see docs/native.md.
       dtype: of the activations of a model folder, ``'float32'`` or ``'bfloat16'``; None: as it was
         trained. The files have theirs fixed.
       batch_size: images per run of the network, for a model folder.

@@ -58,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         write, readers = _format(arguments.format)
         lines = write_verified(lambda path: write(packed, path), arguments.output, readers, images, reference)
+        size, ideal = arguments.output.stat().st_size, packed.ideal_bytes
+        print(f"{arguments.output}: {size:,} bytes, {size / ideal:.4f} x the {ideal:,} bytes of its bits")
 
-    size, ideal = arguments.output.stat().st_size, packed.ideal_bytes
-    print(f"{arguments.output}: {size:,} bytes, {size / ideal:.4f} x the {ideal:,} bytes of its bits")
     print(f"compared on {what}")
     for line in lines:
         print(line)

@@ -362,7 +362,7 @@ def generate(packed: PackedModel, stem: str) -> CSource:
     about = f"""\
 /* Written by binwrn export --format c. Licence of the weights: {license_}.
  *
- * RAM    {ram} bytes, static, and less than 400 bytes of stack
+ * RAM    {ram} bytes, static, and about 300 bytes of stack
  * Flash  {flash} bytes of constants (the bits alone: {packed.ideal_bytes}), and the code
  */
 """

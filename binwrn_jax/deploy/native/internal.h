@@ -90,27 +90,37 @@ struct binwrn_model {
   unsigned char *scratch; /* `threads` pieces of scratch_size bytes */
   size_t scratch_size, table_floats; /* of one thread */
   struct pool *pool;
-  /* What the threads work on. */
-  const uint8_t *images;
-  size_t count;
-  float *logits;
 };
 
-/* One thread's share of a run: all threads of the pool call it with the same model. */
-void binwrn_work(binwrn_model *model, int thread);
+/* A call of binwrn_run. Its steps (an operation on an image) have numbers that count on from run to run. */
+typedef struct {
+  const uint8_t *images;
+  float *logits;
+  uint64_t first_step, end_step;
+} job;
+
+/* One thread's share of a run. */
+void binwrn_work(const binwrn_model *model, const job *job, int thread);
 /* The tile plan of a convolution; fails (0) where sizes exceed what 32 bits address. */
 int binwrn_plan_conv(operation *op, const kernel *k, int threads);
 
 struct pool *binwrn_pool_new(binwrn_model *model, int threads);
-/* Between lock and unlock: sets all threads to binwrn_work and returns when they are done. */
-void binwrn_pool_run(struct pool *pool);
-void binwrn_pool_lock(struct pool *pool);
-void binwrn_pool_unlock(struct pool *pool);
+/* Works on `steps` steps with all threads; one caller at a time, a second one waits. */
+void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, uint64_t steps);
 void binwrn_pool_free(struct pool *pool);
-/* The next item of the current operation: counts up from 0, shared by the threads. */
-int binwrn_pool_next(struct pool *pool);
-/* Waits for all threads; afterwards the items count from 0 again. */
-void binwrn_pool_barrier(struct pool *pool);
+
+/* A thread takes items of the current step until there are none, then waits for the next step. It is the
+ * thread that finishes the last item who opens the next step: one that the system does not let run holds up
+ * the others with the item that it has, at most. */
+#define MAX_ITEMS (1 << 24)
+/* The current step, and the next item of it. */
+uint64_t binwrn_pool_step(const struct pool *pool, int *item);
+/* Takes that item; 0 if another thread was faster. */
+int binwrn_pool_take(struct pool *pool, uint64_t step, int item);
+/* One item is done, of so many. */
+void binwrn_pool_done(struct pool *pool, uint64_t step, int items);
+/* Waits for the end of a step. */
+void binwrn_pool_wait(struct pool *pool, uint64_t step);
 
 /* out[i] = max(min, x[i] * scale[i] + offset[i]); in the header, so that each kernel compiles it for its
  * processor. NaN stays NaN. */

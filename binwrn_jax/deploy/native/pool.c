@@ -1,4 +1,4 @@
-/* Threads that wait between runs, and a barrier that spins for a moment before it sleeps. */
+/* Threads that wait between runs, and hand each other the items of one step after the other. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <pthread.h>
@@ -6,7 +6,7 @@
 
 #include "internal.h"
 
-/* Operations take about 0.1 to 1 ms: so long it pays to wait awake, where the threads have cores. */
+/* Steps take about 0.1 to 1 ms: so long it pays to wait awake, where the threads have cores. */
 #define SPINS 4000
 
 struct pool {
@@ -14,11 +14,10 @@ struct pool {
   pthread_mutex_t run; /* one run at a time */
   pthread_mutex_t mutex;
   pthread_cond_t changed;
-  unsigned job;        /* under mutex: number of the current run */
-  int stop;            /* under mutex */
-  unsigned generation; /* atomic: barriers passed */
-  int arrived;         /* atomic: threads at the barrier */
-  int next;            /* atomic: item */
+  job job;         /* under mutex: the current run, or the last one */
+  int stop;        /* under mutex */
+  uint64_t ticket; /* atomic: step * MAX_ITEMS + next item */
+  int done;        /* atomic: items of the step that are finished */
   int threads;
   struct worker {
     struct pool *pool;
@@ -36,45 +35,55 @@ static void pause_briefly(void) {
 #endif
 }
 
-int binwrn_pool_next(struct pool *pool) { return __atomic_fetch_add(&pool->next, 1, __ATOMIC_RELAXED); }
+uint64_t binwrn_pool_step(const struct pool *pool, int *item) {
+  const uint64_t ticket = __atomic_load_n(&pool->ticket, __ATOMIC_ACQUIRE);
+  *item = (int)(ticket % MAX_ITEMS);
+  return ticket / MAX_ITEMS;
+}
 
-void binwrn_pool_barrier(struct pool *pool) {
-  unsigned generation = __atomic_load_n(&pool->generation, __ATOMIC_ACQUIRE);
-  int i;
-  if (__atomic_add_fetch(&pool->arrived, 1, __ATOMIC_ACQ_REL) == pool->threads) {
-    __atomic_store_n(&pool->arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&pool->next, 0, __ATOMIC_RELAXED);
-    if (pool->threads == 1) return;
-    pthread_mutex_lock(&pool->mutex);
-    __atomic_store_n(&pool->generation, generation + 1, __ATOMIC_RELEASE);
+int binwrn_pool_take(struct pool *pool, uint64_t step, int item) {
+  uint64_t ticket = step * MAX_ITEMS + (uint64_t)item;
+  return __atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+void binwrn_pool_done(struct pool *pool, uint64_t step, int items) {
+  if (__atomic_add_fetch(&pool->done, 1, __ATOMIC_ACQ_REL) < items) return;
+  __atomic_store_n(&pool->done, 0, __ATOMIC_RELAXED); /* nobody counts until the next step is open */
+  if (pool->threads > 1) pthread_mutex_lock(&pool->mutex);
+  __atomic_store_n(&pool->ticket, (step + 1) * MAX_ITEMS, __ATOMIC_RELEASE);
+  if (pool->threads > 1) {
     pthread_cond_broadcast(&pool->changed);
     pthread_mutex_unlock(&pool->mutex);
-    return;
   }
+}
+
+void binwrn_pool_wait(struct pool *pool, uint64_t step) {
+  int i, item;
   for (i = 0; i < SPINS; i++) {
-    if (__atomic_load_n(&pool->generation, __ATOMIC_ACQUIRE) != generation) return;
+    if (binwrn_pool_step(pool, &item) != step) return;
     pause_briefly();
   }
   pthread_mutex_lock(&pool->mutex);
-  while (__atomic_load_n(&pool->generation, __ATOMIC_ACQUIRE) == generation)
-    pthread_cond_wait(&pool->changed, &pool->mutex);
+  while (binwrn_pool_step(pool, &item) == step) pthread_cond_wait(&pool->changed, &pool->mutex);
   pthread_mutex_unlock(&pool->mutex);
 }
 
 static void *work(void *argument) {
   struct worker *worker = argument;
   struct pool *pool = worker->pool;
-  unsigned done = 0;
+  uint64_t end = 0; /* of the run that this thread has worked on */
   for (;;) {
+    job job;
     pthread_mutex_lock(&pool->mutex);
-    while (pool->job == done && !pool->stop) pthread_cond_wait(&pool->changed, &pool->mutex);
-    done = pool->job;
+    while (pool->job.end_step == end && !pool->stop) pthread_cond_wait(&pool->changed, &pool->mutex);
     if (pool->stop) {
       pthread_mutex_unlock(&pool->mutex);
       return NULL;
     }
+    job = pool->job; /* a copy: the next run may begin before this thread has seen the end of this one */
     pthread_mutex_unlock(&pool->mutex);
-    binwrn_work(pool->model, worker->number);
+    end = job.end_step;
+    binwrn_work(pool->model, &job, worker->number);
   }
 }
 
@@ -106,20 +115,22 @@ struct pool *binwrn_pool_new(binwrn_model *model, int threads) {
   return pool;
 }
 
-/* The caller is thread 0; every thread leaves binwrn_work through a barrier, so that none is still at work
- * when this returns. */
-void binwrn_pool_run(struct pool *pool) {
-  if (pool->threads > 1) {
-    pthread_mutex_lock(&pool->mutex);
-    pool->job++;
-    pthread_cond_broadcast(&pool->changed);
-    pthread_mutex_unlock(&pool->mutex);
-  }
-  binwrn_work(pool->model, 0);
+/* The caller is thread 0. When it sees the end of the last step, all items are finished; a worker that is late
+ * finds no item of this run any more, and never takes one of another run. */
+void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, uint64_t steps) {
+  job job;
+  pthread_mutex_lock(&pool->run);
+  pthread_mutex_lock(&pool->mutex);
+  pool->job.images = images;
+  pool->job.logits = logits;
+  pool->job.first_step = pool->job.end_step;
+  pool->job.end_step += steps;
+  job = pool->job;
+  pthread_cond_broadcast(&pool->changed);
+  pthread_mutex_unlock(&pool->mutex);
+  binwrn_work(pool->model, &job, 0);
+  pthread_mutex_unlock(&pool->run);
 }
-
-void binwrn_pool_lock(struct pool *pool) { pthread_mutex_lock(&pool->run); }
-void binwrn_pool_unlock(struct pool *pool) { pthread_mutex_unlock(&pool->run); }
 
 void binwrn_pool_free(struct pool *pool) {
   int i;

@@ -35,7 +35,7 @@ int binwrn_plan_conv(operation *op, const kernel *k, int threads) {
   /* Each part makes the tables anew: no more of them than the threads need. */
   tx = plan->tiles_y * plan->tiles_x;
   plan->parts = threads == 1 ? 1 : smaller(plan->blocks, (2 * threads + tx - 1) / tx);
-  op->items = tx * plan->parts;
+  op->items = tx * plan->parts; /* below MAX_ITEMS: at most 4222 x 528 tiles, parts only of few tiles */
   if (plan->taps) {
     for (ty = 0; ty < op->window[0]; ty++)
       for (tx = 0; tx < op->window[1]; tx++)
@@ -188,32 +188,31 @@ static void run_item(const binwrn_model *model, const operation *op, int item, u
   }
 }
 
-void binwrn_work(binwrn_model *model, int thread) {
-  /* Copies: the caller's thread may begin another run while this one leaves the last barrier. */
-  const uint8_t *image = model->images;
-  const size_t count = model->count;
-  float *logits = model->logits;
+void binwrn_work(const binwrn_model *model, const job *job, int thread) {
   const binwrn_description *d = &model->description;
   const size_t image_bytes = (size_t)d->height * (size_t)d->width * (size_t)d->channels;
   unsigned char *scratch = model->scratch + (size_t)thread * model->scratch_size;
-  size_t n;
-  int i, item;
-  for (n = 0; n < count; n++, image += image_bytes, logits += d->classes)
-    for (i = 0; i < model->operation_count; i++) {
-      while ((item = binwrn_pool_next(model->pool)) < model->operations[i].items)
-        run_item(model, &model->operations[i], item, scratch, image, logits);
-      binwrn_pool_barrier(model->pool);
+  const uint64_t operations = (uint64_t)model->operation_count;
+  for (;;) {
+    int item;
+    const uint64_t step = binwrn_pool_step(model->pool, &item);
+    const uint64_t number = step - job->first_step;
+    const size_t image = (size_t)(number / operations);
+    const operation *op = &model->operations[number % operations];
+    if (step >= job->end_step) return;
+    if (item >= op->items) {
+      binwrn_pool_wait(model->pool, step);
+    } else if (binwrn_pool_take(model->pool, step, item)) {
+      run_item(model, op, item, scratch, job->images + image * image_bytes,
+               job->logits + image * (size_t)d->classes);
+      binwrn_pool_done(model->pool, step, op->items);
     }
+  }
 }
 
 binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits) {
   if (!model || ((!images || !logits) && count)) return BINWRN_ERROR_ARGUMENT;
   if (!count) return BINWRN_OK;
-  binwrn_pool_lock(model->pool);
-  model->images = images;
-  model->count = count;
-  model->logits = logits;
-  binwrn_pool_run(model->pool);
-  binwrn_pool_unlock(model->pool);
+  binwrn_pool_run(model->pool, images, logits, (uint64_t)count * (uint64_t)model->operation_count);
   return BINWRN_OK;
 }
