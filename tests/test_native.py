@@ -18,7 +18,7 @@ from binwrn_jax.cli import main
 from binwrn_jax.data.sources import load
 from binwrn_jax.deploy import native, numpy_reader
 from binwrn_jax.deploy.c_export import CProgram, generate
-from binwrn_jax.deploy.packed import PackedModel, serialise
+from binwrn_jax.deploy.packed import PackedModel, read_packed, serialise
 from binwrn_jax.errors import UserError
 from binwrn_jax.runtime import open_model
 
@@ -211,6 +211,15 @@ def test_agrees_with_the_definition(packed, path, kernel, threads):
     assert model.description["native"]["kernel"] == kernel
     assert_close(model.predict(images), reference(packed, images))
     assert_close(model.predict(packed.golden_image[None]), packed.golden_logits[None])
+
+
+def test_golden_file_of_the_format():
+    path = Path(__file__).parent / "golden" / "packed_v1.safetensors"
+    golden = read_packed(path)
+    image, wanted = golden.golden_image[None], golden.golden_logits[None]
+    for kernel in kernels():
+        assert_close(native.load(path, kernel=kernel).predict(image), wanted)
+    assert_close(CProgram(generate(golden, "golden"), golden, "golden")(image), wanted)
 
 
 @pytest.mark.parametrize("seed", range(40))
