@@ -43,9 +43,7 @@ def dataset_moments(
 
 @jax.jit
 def _zeros(batch_stats: Any) -> Any:
-    return {
-        name: {"mean": 0 * layer["mean"], "std": 0 * layer["var"]} for name, layer in batch_stats.items()
-    }
+    return {name: {"mean": 0 * layer["mean"], "std": 0 * layer["var"]} for name, layer in batch_stats.items()}
 
 
 @jax.jit
