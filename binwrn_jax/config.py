@@ -19,12 +19,12 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.models import WideResNet
 from binwrn_jax.moments import RULES as MOMENT_RULES
 from binwrn_jax.optim import sgd
-from binwrn_jax.schedules import Schedule, cycle_ends, sgdr, step_decay
+from binwrn_jax.schedules import SCALINGS, Schedule, batch_factor, cycle_ends, scaled, sgdr, step_decay
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Changing these between two starts of a run does not change what it computes, but for rounding.
-FREE_FIELDS = ("data.dir", "checkpoint", "log", "eval.batch_size", "devices")
+FREE_FIELDS = ("data.dir", "checkpoint", "log", "eval.batch_size", "devices", "accumulate")
 
 
 def base_config() -> ConfigDict:
@@ -51,7 +51,8 @@ def base_config() -> ConfigDict:
                 "temperature": 1.0,
                 "dtype": "float32",
             },
-            "batch_size": 125,
+            "batch_size": 125,  # of one update, over all devices and micro-batches
+            "accumulate": 1,  # micro-batches that one update is computed in, one after another
             "epochs": 126,
             "augmentation": "flip_crop",
             "schedule": {
@@ -61,6 +62,10 @@ def base_config() -> ConfigDict:
                 "first_cycle": 2,
                 "rates": (0.1, 0.01, 0.001),
                 "drops": (85, 170),
+                # For other batch sizes, see `binwrn_jax.schedules.scaled`.
+                "scaling": "none",  # or 'linear', 'sqrt'
+                "reference_batch": 125,  # for which the rates above are meant
+                "warmup_epochs": 0.0,
             },
             "optimizer": {"momentum": 0.9, "weight_decay": 5e-4, "reset_momentum": True},
             "moments": "dataset",
@@ -176,6 +181,7 @@ def check(config: ConfigDict) -> None:
         ("augmentation", config.augmentation, AUGMENTATIONS),
         ("moments", config.moments, MOMENT_RULES),
         ("schedule.name", config.schedule.name, ("sgdr", "step")),
+        ("schedule.scaling", config.schedule.scaling, SCALINGS),
     ):
         if value not in choices:
             raise UserError(f"unknown {field} {value!r}: choose one of {', '.join(choices)}")
@@ -186,7 +192,10 @@ def check(config: ConfigDict) -> None:
         ("checkpoint.every_steps", config.checkpoint.every_steps, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
         ("log.every_steps", config.log.every_steps, 1),
+        ("accumulate", config.accumulate, 1),
         ("schedule.first_cycle", config.schedule.first_cycle, 1),
+        ("schedule.reference_batch", config.schedule.reference_batch, 1),
+        ("schedule.warmup_epochs", config.schedule.warmup_epochs, 0),
         ("model.ghost_size", config.model.ghost_size, 0),
         ("devices", config.devices, 0),
     ):
@@ -216,8 +225,11 @@ def build_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
     """The learning rate by step."""
     s = config.schedule
     if s.name == "step":
-        return step_decay(steps_per_epoch, s.rates, s.drops)
-    return sgdr(config.epochs, steps_per_epoch, s.peak, s.floor, s.first_cycle)
+        schedule = step_decay(steps_per_epoch, s.rates, s.drops)
+    else:
+        schedule = sgdr(config.epochs, steps_per_epoch, s.peak, s.floor, s.first_cycle)
+    factor = batch_factor(config.batch_size, s.reference_batch, s.scaling)
+    return scaled(schedule, factor, round(s.warmup_epochs * steps_per_epoch))
 
 
 def build_optimizer(config: ConfigDict, steps_per_epoch: int) -> Any:

@@ -6,11 +6,14 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from binwrn_jax.errors import UserError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+SCALINGS = ("none", "linear", "sqrt")
 
 
 def cycle_ends(epochs: int, first: int = 2) -> tuple[int, ...]:
@@ -94,3 +97,45 @@ def step_decay(
         raise UserError(f"{len(drops)} drops need {len(drops) + 1} rates, not {len(rates)}")
     boundaries = [drop * steps_per_epoch for drop in drops]
     return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], boundaries)
+
+
+def batch_factor(batch_size: int, reference_batch: int, scaling: str) -> float:
+    """By how much a larger batch multiplies the learning rate.
+
+    Args:
+      batch_size: B, images of one update over all devices and micro-batches.
+      reference_batch: R, for which the rate was chosen (125 in the paper).
+      scaling: ``'linear'`` is B / R (Goyal et al. 2017), ``'sqrt'`` its square root, ``'none'`` is 1.
+
+    >>> batch_factor(1000, 125, 'linear'), batch_factor(2000, 125, 'sqrt'), batch_factor(1000, 125, 'none')
+    (8.0, 4.0, 1.0)
+    """
+    if scaling not in SCALINGS:
+        raise UserError(f"unknown schedule.scaling {scaling!r}: choose one of {', '.join(SCALINGS)}")
+    exponent = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[scaling]
+    return (batch_size / reference_batch) ** exponent
+
+
+def scaled(schedule: Schedule, factor: float = 1.0, warmup_steps: int = 0) -> Schedule:
+    """A schedule for another batch size: ``rate(t) = factor min(1, (t + 1) / warmup_steps) schedule(t)``.
+
+    The warm-up only multiplies: cycles keep their ends, also where it is longer than the first cycle,
+    and restarts after it begin at the full peak. Floors are scaled like peaks.
+
+    Args:
+      schedule: of the reference batch, by step.
+      factor: see `batch_factor`.
+      warmup_steps: steps until the rate is whole; 0 for no warm-up.
+
+    >>> rate = scaled(step_decay(steps_per_epoch=10), factor=4.0, warmup_steps=8)
+    >>> [round(float(rate(step)), 3) for step in (0, 3, 7, 8, 850)]
+    [0.05, 0.2, 0.4, 0.4, 0.04]
+    """
+    if factor == 1.0 and not warmup_steps:
+        return schedule
+
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        ramp = jnp.minimum(1.0, (jnp.asarray(step, jnp.float32) + 1) / max(warmup_steps, 1))
+        return factor * ramp * schedule(step)
+
+    return rate

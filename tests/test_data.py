@@ -178,14 +178,15 @@ def test_specs_agree_with_the_builders_of_tfds(tmp_path):
     for name, spec in sources.DATASETS.items():
         assert spec.name == name and sources.dataset_spec(name) is spec
         features = sources._open_builder(spec, str(tmp_path)).info.features
-        assert features["image"].shape == spec.image_shape
+        if None not in features["image"].shape:  # photographs of any size are cropped to the spec's
+            assert features["image"].shape == spec.image_shape
         assert features["label"].num_classes == spec.num_classes
         assert len(sources.class_names(name, str(tmp_path))) == spec.num_classes
 
 
 def test_unknown_name_gives_the_list_and_the_nearest():
     with pytest.raises(
-        UserError, match=r"'svhn' \(nearest: svhn_cropped\); known: digits, mnist, .*imagenet32$"
+        UserError, match=r"'svhn' \(nearest: svhn_cropped\); known: digits, mnist, .*imagenet2012$"
     ):
         sources.dataset_spec("svhn")
     with pytest.raises(UserError, match="unknown data set 'zzz'; known: digits"):

@@ -66,6 +66,7 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec("cifar100", "cifar100", (32, 32, 3), 100, "train", "test"),
         DatasetSpec("svhn_cropped", "svhn_cropped", (32, 32, 3), 10, "train", "test"),  # and 'extra'
         DatasetSpec("imagenet32", "imagenet_resized/32x32", (32, 32, 3), 1000, "train", "validation"),
+        DatasetSpec("imagenet2012", "imagenet2012", (224, 224, 3), 1000, "train", "validation"),
     )
 }
 
