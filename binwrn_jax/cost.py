@@ -1,0 +1,119 @@
+"""What a step costs: operations counted from the network, bytes sent between devices from its program."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+from binwrn_jax.models.wide_resnet import architecture
+
+
+def multiply_adds(depth: int, width: float, num_classes: int, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of all convolutions in one forward pass of one image.
+
+    The border counts as if it were computed, zeros included, as is usual. What is not a convolution
+    (batch norm, ReLU, pools, sums) is not counted: matrix units do none of it.
+
+    Args:
+      depth: of the network, see `binwrn_jax.models.wide_resnet.architecture`.
+      width: of the network.
+      num_classes: N.
+      image_shape: ``(H, W, C)``.
+
+    >>> multiply_adds(20, 10, 10, (32, 32, 3))
+    4015636480
+    """
+    net = architecture(depth, width)
+
+    def halved(height: int, width: int) -> tuple[int, int]:
+        return -(-height // 2), -(-width // 2)
+
+    height, columns, channels = image_shape
+    if net.stride == 2:
+        height, columns = halved(height, columns)
+    total = height * columns * net.window**2 * channels * net.channels
+    if net.pool:
+        height, columns = halved(height, columns)
+    channels = net.channels
+    for scale, blocks in enumerate(net.blocks):
+        features = net.channels * 2**scale
+        if scale > 0:
+            height, columns = halved(height, columns)
+        total += height * columns * 9 * (channels + (2 * blocks - 1) * features) * features
+        channels = features
+    return total + height * columns * channels * num_classes
+
+
+def training_flops(depth: int, width: float, num_classes: int, image_shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of the convolutions to train on one image once.
+
+    Two for a multiply-add, and three passes: forward, gradient of the input, gradient of the weights. The
+    first convolution needs the gradient of its input too, for the batch norm before it.
+    """
+    return 6 * multiply_adds(depth, width, num_classes, image_shape)
+
+
+class Collective(NamedTuple):
+    """One communication of a compiled program.
+
+    Attributes:
+      kind: ``'all-reduce'``, ``'all-gather'``, ``'reduce-scatter'``, ``'all-to-all'``,
+        ``'collective-permute'`` or another of `KINDS`.
+      shapes: of its result, one or more, such as ``'f32[3,3,16,16]'``.
+      bytes: of its result on one device.
+      source: the operation of the Python program that it comes from, as XLA notes it; '' where it does not.
+    """
+
+    kind: str
+    shapes: tuple[str, ...]
+    bytes: int
+    source: str
+
+
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_INSTRUCTION = re.compile(
+    rf"^\s*(?:ROOT )?%?\S+ = (?P<result>.+?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?"
+    r"\((?P<operands>[^)]*)\)"
+)
+_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|c\d+|f8\w+)\[([\d,]*)\]")
+
+
+def collectives(compiled_text: str) -> list[Collective]:
+    """The communications that XLA put into a program.
+
+    Args:
+      compiled_text: ``jitted.lower(...).compile().as_text()``: the program after optimisation.
+
+    Returns:
+      One entry for each instruction, in the order of the text. What stands in the body of a loop is
+      there once, however often it runs.
+    """
+    found = []
+    for line in compiled_text.splitlines():
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        shapes = _SHAPE.findall(match["result"])
+        if match["start"] and match["kind"] in ("all-gather", "collective-permute"):
+            # The first half of these carries its operands along: (operands, results, contexts).
+            count = match["operands"].count("%")
+            shapes = shapes[count : 2 * count]
+        names = tuple(f"{dtype}[{sizes}]" for dtype, sizes in shapes)
+        total = sum(_bytes(dtype, sizes) for dtype, sizes in shapes)
+        source = re.search(r'op_name="([^"]*)"', line)
+        found.append(Collective(match["kind"], names, total, source[1] if source else ""))
+    return found
+
+
+def _bytes(dtype: str, sizes: str) -> int:
+    bits = re.search(r"\d+", dtype)
+    return (max(int(bits[0]) // 8, 1) if bits else 1) * math.prod(map(int, filter(None, sizes.split(","))))

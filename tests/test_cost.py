@@ -1,0 +1,123 @@
+"""Operations of the networks against their traces, and what devices send each other against the gradients."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from binwrn_jax import WideResNet, init_state, make_mesh, make_train_step, sgd, sgdr, sharding
+from binwrn_jax.cost import collectives, multiply_adds, training_flops
+from binwrn_jax.hardware import PEAKS, peak
+
+
+def traced_multiply_adds(program, *arguments):
+    """Of all convolutions that JAX traces: result elements times the window's elements."""
+
+    def walk(jaxpr):
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "conv_general_dilated":
+                kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+                spec = equation.params["dimension_numbers"].rhs_spec
+                total += int(np.prod(out)) * int(np.prod(kernel)) // kernel[spec[0]]
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else (value,):
+                    if isinstance(inner, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr):
+                        total += walk(getattr(inner, "jaxpr", inner))
+        return total
+
+    return walk(jax.make_jaxpr(program)(*arguments).jaxpr)
+
+
+def test_20_10_has_the_papers_four_billion():
+    assert round(multiply_adds(20, 10, 10, (32, 32, 3)) / 1e9, 3) == 4.016
+    assert training_flops(20, 10, 10, (32, 32, 3)) == 6 * multiply_adds(20, 10, 10, (32, 32, 3))
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "classes", "shape"),
+    [
+        (20, 10, 10, (32, 32, 3)),
+        (26, 4, 100, (30, 33, 3)),
+        (18, 2.5, 1000, (224, 224, 3)),
+        (8, 0.3, 10, (9, 8, 1)),
+    ],
+)
+def test_multiply_adds_are_those_of_the_network(depth, width, classes, shape):
+    model = WideResNet(depth=depth, width=width, num_classes=classes)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    traced = traced_multiply_adds(model.apply, variables, images)
+    assert multiply_adds(depth, width, classes, shape) == traced
+
+
+def compiled_step(devices):
+    """The text of a training step on so many devices, of networks and data as shapes only; and its state."""
+    model, optimizer = WideResNet(depth=8, width=0.25), sgd(sgdr(2, 35))
+    state = jax.eval_shape(lambda: init_state(model, optimizer, (8, 8, 1)))
+    mesh = make_mesh(devices)
+    everywhere, divided = sharding.replicated(mesh), sharding.split(mesh)
+    inputs = {
+        "images": jax.ShapeDtypeStruct((100, 8, 8, 1), np.uint8),
+        "labels": jax.ShapeDtypeStruct((100,), np.int32),
+        "indices": jax.ShapeDtypeStruct((40,), np.int32),
+    }
+    step = jax.jit(
+        make_train_step(model, optimizer),
+        donate_argnums=0,
+        in_shardings=(everywhere, {"images": everywhere, "labels": everywhere, "indices": divided}),
+        out_shardings=everywhere,
+    )
+    return step.lower(state, inputs).compile().as_text(), state
+
+
+def test_one_device_sends_nothing():
+    assert collectives(compiled_step(1)[0]) == []
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_send_the_gradients_and_the_statistics_and_nothing_else(devices, eight_devices):
+    """Bytes all-reduced: one gradient, two scalars (loss, errors), and sums of a few floats per channel."""
+    text, state = compiled_step(devices)
+    sent = collectives(text)
+    assert {c.kind for c in sent} == {"all-reduce"}
+    # The gradients, the input batch norm's scale and offset among them, travel together in one.
+    gradients = max(sent, key=lambda c: c.bytes)
+    assert sum(c.bytes > 1000 for c in sent) == 1
+    scalars = 2 * 4
+    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
+    statistics = [c for c in sent if "/bn" in c.source and c is not gradients]
+    assert sum(c.bytes for c in sent) - sum(c.bytes for c in statistics) == parameters + scalars
+    # Forward the mean and the variance, backward three sums: float32 per channel of each layer.
+    channels = sum(layer["mean"].size for layer in state.batch_stats.values())
+    assert 0 < sum(c.bytes for c in statistics) <= 5 * 4 * channels
+
+
+def test_collectives_in_the_forms_that_accelerators_have():
+    text = """
+      %all-reduce-start.1 = (f32[3,3,64,64]{3,2,1,0:T(8,128)}, bf16[10]{0}) all-reduce-start(%a, %b)
+      %all-reduce-done.1 = (f32[3,3,64,64]{3,2,1,0}, bf16[10]{0}) all-reduce-done(%all-reduce-start.1)
+      %ag = (f32[5]{0}, f32[40]{0}) all-gather-start(%x), dimensions={0}, metadata={op_name="jit(f)/gather"}
+      ROOT %cp = (u8[7]{0}, u8[7]{0}, u32[], u32[]) collective-permute-start(%y), channel_id=3
+      %rs = f32[] reduce-scatter(%z), to_apply=%add
+      %fusion = f32[8]{0} fusion(%all-reduce-done.1), calls=%all-reduce.clone
+    """
+    found = [(c.kind, c.bytes) for c in collectives(text)]
+    assert found == [
+        ("all-reduce", 4 * 9 * 64 * 64 + 20),
+        ("all-gather", 160),
+        ("collective-permute", 7),
+        ("reduce-scatter", 4),
+    ]
+    assert collectives(text)[1].source == "jit(f)/gather"
+    assert collectives(text)[0].shapes == ("f32[3,3,64,64]", "bf16[10]")
+
+
+def test_peaks():
+    assert peak("cpu") is None and peak("NVIDIA Unheard Of") is None
+    for kind, figures in PEAKS.items():
+        assert figures.flops("bfloat16") >= figures.flops("float32") > 1e13, kind
+        assert 8e9 <= figures.memory < 3e11 and 1e11 < figures.bandwidth < 1e13, kind
+    # A chip of two devices.
+    assert peak("TPU v3").flops("bfloat16") * 2 == pytest.approx(123e12)
