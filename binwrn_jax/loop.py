@@ -28,7 +28,7 @@ from binwrn_jax.evaluate import evaluate
 from binwrn_jax.moments import dataset_moments
 from binwrn_jax.signals import Stopped, StopRequest
 from binwrn_jax.state import TrainState, init_state
-from binwrn_jax.steps import make_eval_step, make_moments_step, make_train_step
+from binwrn_jax.steps import jit_train_step, make_eval_step, make_moments_step
 from binwrn_jax.workdir import check_disk, claim_workdir, describe_environment, locked, write_config
 
 # Steps that may be under way on the device while the host prepares the next ones.
@@ -146,19 +146,13 @@ def _train(run: Run) -> dict[str, Any]:
     )
 
     # The three programs. One compilation each: all shapes are static.
-    everywhere, divided = sharding.replicated(mesh), sharding.split(mesh)
-    inputs_sharding = {"images": everywhere, "labels": everywhere, "indices": divided}
-    train_step = jax.jit(
-        make_train_step(model, optimizer, config.augmentation, config.seed, steps_per_epoch),
-        donate_argnums=0,
-        in_shardings=(everywhere, inputs_sharding),
-        out_shardings=everywhere,
-    )
+    everywhere = sharding.replicated(mesh)
+    train_step = jit_train_step(config, model, optimizer, mesh, steps_per_epoch)
     eval_step = jax.jit(make_eval_step(model), out_shardings=everywhere)
     moments_step = jax.jit(
         make_moments_step(model, config.augmentation, config.seed),
         donate_argnums=0,
-        in_shardings=(everywhere, everywhere, inputs_sharding, everywhere),
+        in_shardings=(everywhere, everywhere, sharding.inputs(mesh), everywhere),
         out_shardings=everywhere,
     )
 

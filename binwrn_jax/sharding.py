@@ -41,6 +41,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def inputs(mesh: Mesh, streamed: bool = False) -> dict[str, NamedSharding]:
+    """Shardings of a training batch, as `binwrn_jax.steps.fetch` takes it.
+
+    Args:
+      mesh: from `make_mesh`.
+      streamed: whether the batch comes from the host; else it is indices into a data set of which every
+        device has the whole.
+    """
+    if streamed:
+        return {"images": split(mesh), "labels": split(mesh)}
+    return {"images": replicated(mesh), "labels": replicated(mesh), "indices": split(mesh)}
+
+
 def check_batch(mesh: Mesh, batch_size: int, ghost_size: int = 0) -> None:
     """Refuses a global batch that does not divide evenly.
 

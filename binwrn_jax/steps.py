@@ -9,7 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from binwrn_jax import sharding
 from binwrn_jax.augment import augment
 from binwrn_jax.losses import Sums, cross_entropy, metric_sums
 from binwrn_jax.state import MOMENTS_STREAM, TRAIN_STREAM, TrainState, stream_key
@@ -76,6 +79,39 @@ def make_train_step(
         return state, {"epoch_loss": state.epoch_loss, "epoch_errors": state.epoch_errors, "loss": loss}
 
     return train_step
+
+
+def jit_train_step(
+    config: ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    steps_per_epoch: int,
+    streamed: bool = False,
+) -> Any:
+    """The training step of a configuration as one program for all devices of a mesh.
+
+    It is what the run executes and what ``binwrn preflight`` compiles: the state lies whole on every
+    device and is donated, the batch is divided.
+
+    Args:
+      config: see `binwrn_jax.config.base_config`.
+      model: its network.
+      optimizer: its optimiser.
+      mesh: from `binwrn_jax.sharding.make_mesh`.
+      steps_per_epoch: see `make_train_step`.
+      streamed: see `binwrn_jax.sharding.inputs`.
+
+    Returns:
+      The jitted `make_train_step`.
+    """
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(
+        make_train_step(model, optimizer, config.augmentation, config.seed, steps_per_epoch),
+        donate_argnums=0,
+        in_shardings=(everywhere, sharding.inputs(mesh, streamed)),
+        out_shardings=everywhere,
+    )
 
 
 def make_eval_step(model: Any) -> Callable[[Any, Inputs], Sums]:
