@@ -98,7 +98,7 @@ def _train(run: Run) -> dict[str, Any]:
 
     # The devices, and what has to divide over them.
     mesh = sharding.make_mesh(config.devices)
-    sharding.check_batch(mesh, config.batch_size, config.model.ghost_size)
+    sharding.check_batch(mesh, config.batch_size, config.model.ghost_size, config.accumulate)
 
     # The data, whole on each device.
     spec = dataset_spec(config.data.name)

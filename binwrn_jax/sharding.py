@@ -54,11 +54,11 @@ def inputs(mesh: Mesh, streamed: bool = False) -> dict[str, NamedSharding]:
     return {"images": replicated(mesh), "labels": replicated(mesh), "indices": split(mesh)}
 
 
-def check_batch(mesh: Mesh, batch_size: int, ghost_size: int = 0) -> None:
+def check_batch(mesh: Mesh, batch_size: int, ghost_size: int = 0, accumulate: int = 1) -> None:
     """Refuses a global batch that does not divide evenly.
 
     Raises:
-      UserError: ``batch_size`` is no multiple of the devices or of the ghost groups.
+      UserError: ``batch_size`` is no multiple of the devices, the ghost groups or the micro-batches.
     """
     count = mesh.size
     if batch_size < 1:
@@ -73,6 +73,16 @@ def check_batch(mesh: Mesh, batch_size: int, ghost_size: int = 0) -> None:
         raise UserError(
             f"batch_size {batch_size} does not divide into ghost groups of {ghost_size}: "
             "change batch_size or model.ghost_size"
+        )
+    if accumulate > 1 and not ghost_size:
+        raise UserError(
+            f"accumulate {accumulate} without ghost groups would change the batch statistics: "
+            "set model.ghost_size, to 125 for example"
+        )
+    if accumulate > 1 and (batch_size % (accumulate * ghost_size) or batch_size % (accumulate * count)):
+        raise UserError(
+            f"batch_size {batch_size} does not divide into {accumulate} micro-batches of whole ghost groups "
+            f"of {ghost_size} over {count} devices: change accumulate, batch_size or model.ghost_size"
         )
 
 
