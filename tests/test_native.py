@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -355,6 +356,24 @@ def test_failing_compiler_leaves_nothing(monkeypatch, tmp_path):
         native.build(tmp_path / "file" / "cache")
 
 
+def test_side_by_side_builds_and_a_damaged_library(monkeypatch, path, tmp_path):
+    """Four processes that need the library at the same time; then one that was not written to its end."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = (
+        "import sys; from binwrn_jax.deploy import native; print(native.load(sys.argv[1]).predict.__name__)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0] for process in processes] == ["predict\n"] * 4
+    (made,) = (tmp_path / "cache" / "binwrn_jax" / "native").iterdir()
+    made.write_bytes(b"no library")
+    native._library.cache_clear()
+    with pytest.raises(UserError, match=r"cannot load .*: delete it, or set XDG_CACHE_HOME"):
+        native._library()
+    made.unlink()
+    native._library.cache_clear()
+
+
 def header_of(content):
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), content[8 + length :]
@@ -586,6 +605,7 @@ def test_program_says_what_is_wrong(program, path, tmp_path):
         ([path, tmp_path / "absent"], "cannot be read"),
         ([tmp_path / "small.ppm", "golden"], "not a packed model"),
         (["--threads", "999", path, "golden"], "999 threads"),
+        (["--threads", "two", path, "golden"], "usage"),
     ]:
         result = run(program, *arguments)
         assert result.returncode == 2
@@ -603,6 +623,18 @@ def test_generated_c_of_any_network(seed, tmp_path):
     logits = CProgram(generate(packed, "m"), packed, "m")(images)
     wanted = reference(packed, images)
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * max(np.abs(wanted).max(), 1e-3))
+
+
+def test_generated_c_keeps_foreign_text_in_its_comments(packed, tmp_path):
+    names = ["*/ int x;", "??/", "/* a", "ü??/\n", "\\"]
+    strange = {"license": "MIT */ #error /* ??/", "class_names": names}
+    named = PackedModel(
+        {**packed.metadata, **strange}, packed.bits, packed.affines, packed.golden_image, packed.golden_logits
+    )
+    program = generate(named, "m")
+    assert "MIT ./ #error /. ../" in program.source
+    logits = CProgram(program, named, "m")(named.golden_image[None])
+    np.testing.assert_allclose(logits, named.golden_logits[None], rtol=1e-5, atol=1e-5)
 
 
 def test_export_of_c(packed, path, tmp_path, capsys):
@@ -745,6 +777,94 @@ def test_neon_under_qemu(tmp_path):
     wanted = reference(packed, images)
     logits = [[float(word) for word in line.split()[-10:]] for line in result.stdout.splitlines()]
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+EMULATED = {  # both with 32-bit addresses, one of them big-endian
+    "i686": ("i686-linux-gnu-gcc", None, "avx2 plain", "LDLIBS="),
+    "powerpc": ("powerpc-linux-gnu-gcc", "qemu-ppc", "plain", "LDLIBS=-latomic"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", EMULATED)
+def test_other_processors(machine, tmp_path):
+    compiler, emulator, names, libraries = EMULATED[machine]
+    needs(compiler, "make", *([emulator] if emulator else []))
+    if machine == "i686" and (platform.machine() != "x86_64" or "avx2" not in kernels()):
+        pytest.skip("needs an x86-64 processor with AVX2")
+    program = make(tmp_path, compiler, "CFLAGS=-O2 -static", libraries, f"{tmp_path}/binwrn-run")
+    for seed in range(25):
+        path = save(any_network(np.random.default_rng(seed)), tmp_path / "m")
+        for kernel in names.split():
+            options = ["--kernel", kernel, "--threads", 1 + seed % 3]
+            result = run(*([emulator] if emulator else []), program, *options, path, "golden")
+            assert result.returncode == 0, (seed, result.stdout, result.stderr)
+            assert f"kernel {kernel}," in result.stderr
+
+
+COUNTING = """
+#include <stdio.h>
+#include <stdlib.h>
+#include "binwrn.h"
+
+static int count;
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t m);
+void *__real_realloc(void *p, size_t n);
+int __real_posix_memalign(void **p, size_t a, size_t n);
+void *__wrap_malloc(size_t n) { return count++, __real_malloc(n); }
+void *__wrap_calloc(size_t n, size_t m) { return count++, __real_calloc(n, m); }
+void *__wrap_realloc(void *p, size_t n) { return count++, __real_realloc(p, n); }
+int __wrap_posix_memalign(void **p, size_t a, size_t n) { return count++, __real_posix_memalign(p, a, n); }
+
+static float logits[20][5];
+static uint8_t images[20 * 12 * 10 * 3];
+
+int main(int argc, char **argv) {
+  int threads, loading, i;
+  binwrn_model *model;
+  for (threads = 1; threads < 4; threads += 2) {
+    binwrn_options options = {0, NULL, 0};
+    options.threads = threads;
+    count = 0;
+    if (argc != 2 || binwrn_load_file(argv[1], &options, &model, NULL) != BINWRN_OK) return 2;
+    loading = count;
+    for (i = 0; i < 50; i++)
+      if (binwrn_run(model, images, 20, logits[0]) != BINWRN_OK) return 2;
+    printf("%d %d\\n", loading > 0, count - loading);
+    for (i = 1; i < 20; i++)
+      if (logits[i][0] != logits[0][0]) return 3;
+    binwrn_free(model);
+  }
+  return 0;
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_step", ["0", "((1ull<<40)-777)"])
+def test_running_allocates_nothing(first_step, path, tmp_path):
+    """Nor does it matter that the numbers of the steps come to their end, which is moved near here."""
+    compiler = native.find_compiler()
+    (tmp_path / "count.c").write_text(COUNTING)
+    wraps = [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "realloc", "posix_memalign")]
+    flags = [*PEDANTIC, "-O1", f"-I{FOLDER}", f"-DBINWRN_FIRST_STEP={first_step}", *wraps]
+    sources = [*(FOLDER / name for name in native.SOURCES), tmp_path / "count.c"]
+    built = run(compiler, *flags, *sources, "-o", tmp_path / "count", *native.LIBRARIES)
+    assert built.returncode == 0, built.stderr
+    result = run(tmp_path / "count", path)
+    assert (result.returncode, result.stdout) == (0, "1 0\n" * 2)
+
+
+@pytest.mark.slow
+def test_header_in_cpp(tmp_path):
+    needs("g++")
+    (tmp_path / "a.cpp").write_text(
+        '#include "binwrn.h"\nint main() { return binwrn_describe(nullptr) != nullptr; }\n'
+    )
+    flags = ["-std=c++11", *PEDANTIC[1:], f"-I{FOLDER}", "-fsyntax-only"]
+    result = run("g++", *flags, tmp_path / "a.cpp")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow

@@ -358,7 +358,7 @@ def generate(packed: PackedModel, stem: str) -> CSource:
     image, classes = shapes["image"], packed.metadata["num_classes"]
     # `sums` has one entry more for an odd number of channels: two share a byte.
     ram = 4 * (total + (widest + 1 if widest else 0))
-    license_ = " ".join(str(packed.metadata.get("license") or "not stated").split()).replace("*/", "* /")
+    license_ = _comment(" ".join(str(packed.metadata.get("license") or "not stated").split()))
     about = f"""\
 /* Written by binwrn export --format c. Licence of the weights: {license_}.
  *
@@ -417,8 +417,8 @@ def _c_name(packed: PackedModel, tensor: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """A name of a class as it may stand in a comment."""
-    return re.sub(r"[^ -)+-.0-~]", "?", text)[:80]
+    """Text of the model as it may stand in a comment: neither the end of one nor a trigraph."""
+    return re.sub(r"[^ -)+->@-~]", ".", text)[:80]
 
 
 class CProgram:

@@ -151,7 +151,13 @@ def open_native(path: str | Path) -> NativeModel:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build()))
+    path = build()
+    try:
+        library = ctypes.CDLL(str(path.absolute()))
+    except OSError as error:  # a damaged file, or a folder whose programs the system does not run
+        raise UserError(
+            f"cannot load {path} ({error}): delete it, or set XDG_CACHE_HOME to a folder on another disk"
+        ) from error
     pointer = ctypes.c_void_p
     library.binwrn_load_file.argtypes = [
         ctypes.c_char_p,

@@ -107,25 +107,32 @@ static double peak_memory(void) {
   return (double)kilobytes / 1024;
 }
 
+/* A number from 1 on; 0 if the text is none. */
+static int positive(const char *text) {
+  char *end;
+  const long value = strtol(text, &end, 10);
+  return *end || value < 1 || value > 1000000 ? 0 : (int)value;
+}
+
 int main(int argc, char **argv) {
   binwrn_options options = {0, NULL, 0};
   const binwrn_description *d;
   binwrn_model *model;
   char message[BINWRN_MESSAGE];
   const char *path;
-  int i = 1, repeat = 1, status = 0;
+  int i = 1, repeat = 1, status = 0, wrong = 0;
   double begin = seconds(CLOCK_MONOTONIC);
   for (; i + 1 < argc && strncmp(argv[i], "--", 2) == 0; i += 2) {
     if (strcmp(argv[i], "--threads") == 0)
-      options.threads = atoi(argv[i + 1]);
+      wrong |= !(options.threads = positive(argv[i + 1]));
     else if (strcmp(argv[i], "--kernel") == 0)
       options.kernel = argv[i + 1];
     else if (strcmp(argv[i], "--repeat") == 0)
-      repeat = atoi(argv[i + 1]);
+      wrong |= !(repeat = positive(argv[i + 1]));
     else
       break;
   }
-  if (argc - i < 2 || repeat < 1 || strncmp(argv[i], "--", 2) == 0) {
+  if (argc - i < 2 || wrong || strncmp(argv[i], "--", 2) == 0) {
     fprintf(stderr, "usage: binwrn-run [--threads N] [--kernel NAME] [--repeat N] MODEL IMAGE.ppm|raw|golden...\n");
     return 2;
   }
@@ -139,11 +146,11 @@ int main(int argc, char **argv) {
     const int golden = strcmp(argv[i], "golden") == 0;
     size_t size = 0, start = 0, count = 1, n;
     unsigned char *data = golden ? NULL : read_all(argv[i], &size);
-    const char *wrong = golden ? NULL : data ? find_pixels(data, size, d, &start, &count) : "cannot be read";
-    float *logits = wrong ? NULL : malloc(count * (size_t)d->classes * sizeof *logits);
-    if (!wrong && !logits) wrong = "not enough memory";
-    if (wrong) {
-      status = fail(argv[i], wrong);
+    const char *why = golden ? NULL : data ? find_pixels(data, size, d, &start, &count) : "cannot be read";
+    float *logits = why ? NULL : malloc(count * (size_t)d->classes * sizeof *logits);
+    if (!why && !logits) why = "not enough memory";
+    if (why) {
+      status = fail(argv[i], why);
     } else {
       const uint8_t *images = golden ? d->golden_image : data + start;
       double best = 1e30, processor = 1e30;

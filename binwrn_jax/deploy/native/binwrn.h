@@ -7,9 +7,10 @@
  *     binwrn_run(model, image, 1, logits);        // uint8, H x W x C, 0..255
  *     binwrn_free(model);
  *
- * Every function returns an error code and never aborts; there is no global state. Models may be used from
- * several threads: a model works on one call of binwrn_run at a time, a second one waits; different models
- * run side by side. binwrn_run allocates nothing.
+ * No function aborts or prints; what can fail returns an error code; there is no global state. Models may be
+ * used from several threads: a model works on one call of binwrn_run at a time, a second one waits; different
+ * models run side by side. binwrn_run allocates nothing. Threads do not survive a fork: a new process loads
+ * models of its own.
  */
 #ifndef BINWRN_H
 #define BINWRN_H
@@ -40,7 +41,8 @@ typedef struct binwrn_model binwrn_model;
 typedef struct {
   int threads;         /* 1 to BINWRN_MAX_THREADS, the caller's included; 0: one */
   const char *kernel;  /* "avx512", "avx2", "neon" or "plain"; NULL: the fastest that this processor has */
-  uint64_t max_memory; /* bytes that the loaded model may take; 0: 2 GiB */
+  uint64_t max_memory; /* bytes that the loaded model may take; 0: 2 GiB. While it is loaded, the file's
+                        * bytes and up to 128 MiB for its header (of 16 MiB at most) come on top. */
 } binwrn_options;
 
 /* What a model is. Pointers live as long as the model; strings are UTF-8 and end with a 0. */
@@ -69,12 +71,15 @@ binwrn_error binwrn_load_file(const char *path, const binwrn_options *options, b
 binwrn_error binwrn_load_memory(const void *data, size_t size, const binwrn_options *options,
                                 binwrn_model **model, char *message);
 
+/* NULL of NULL. */
 const binwrn_description *binwrn_describe(const binwrn_model *model);
 
-/* images: uint8 [count, height, width, channels]; logits: float32 [count, classes]. */
+/* images: uint8 [count, height, width, channels]; logits: float32 [count, classes]. count may be 0.
+ * BINWRN_ERROR_ARGUMENT, and nothing done, for a NULL or more than 2^40 operations (of the network, times count). */
 binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits);
 
-void binwrn_free(binwrn_model *model); /* NULL is allowed */
+/* NULL is allowed; not while a call of binwrn_run is under way. */
+void binwrn_free(binwrn_model *model);
 
 const char *binwrn_error_name(binwrn_error error); /* a few words */
 

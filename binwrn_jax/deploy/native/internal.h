@@ -21,8 +21,9 @@ typedef struct {
   float min;                   /* -INFINITY where there is none */
 } affine;
 
-/* Inputs of one pixel that a kernel takes at a time: no more than this. */
+/* Inputs of one pixel that a kernel takes at a time, and of one group: no more than this. */
 #define MAX_STAGE 32
+#define MAX_GROUP 8
 
 /* One way to sum signed inputs. `group` inputs in a row (channels of one pixel) have a table of `table`
  * floats, which gives each of their 2^group signed sums. The weights of `lanes` output channels for `slots`
@@ -92,11 +93,13 @@ struct binwrn_model {
   struct pool *pool;
 };
 
-/* A call of binwrn_run. Its steps (an operation on an image) have numbers that count on from run to run. */
+/* A call of binwrn_run. Its steps (an operation on an image) have numbers that count on from run to run, and
+ * from MAX_STEPS - 1 to 0: a small model comes there within days. */
 typedef struct {
   const uint8_t *images;
   float *logits;
-  uint64_t first_step, end_step;
+  uint64_t first_step, steps; /* below MAX_STEPS both */
+  uint64_t number;            /* of the run */
 } job;
 
 /* One thread's share of a run. */
@@ -113,6 +116,7 @@ void binwrn_pool_free(struct pool *pool);
  * thread that finishes the last item who opens the next step: one that the system does not let run holds up
  * the others with the item that it has, at most. */
 #define MAX_ITEMS (1 << 24)
+#define MAX_STEPS ((uint64_t)1 << 40) /* with MAX_ITEMS, 64 bits */
 /* The current step, and the next item of it. */
 uint64_t binwrn_pool_step(const struct pool *pool, int *item);
 /* Takes that item; 0 if another thread was faster. */

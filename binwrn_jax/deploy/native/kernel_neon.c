@@ -1,6 +1,6 @@
 /* NEON (AArch64): as AVX2 in kernel_x86.c, with four output channels in a vector: the eight sums of a group of
  * four are two registers, in which TBL looks up bytes. */
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !defined(__AARCH64EB__) /* the order of bytes matters to TBL */
 
 #include <arm_neon.h>
 

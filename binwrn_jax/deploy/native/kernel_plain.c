@@ -35,7 +35,7 @@ const kernel binwrn_plain = {"plain", LANES, GROUP, SLOTS, TABLE, code, tables, 
 #if defined(__x86_64__) || defined(__i386__)
 extern const kernel binwrn_avx2, binwrn_avx512;
 #endif
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !defined(__AARCH64EB__)
 extern const kernel binwrn_neon;
 #endif
 
@@ -46,7 +46,7 @@ const kernel *binwrn_choose_kernel(const char *name) {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f")) found[count++] = &binwrn_avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &binwrn_avx2;
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(__AARCH64EB__)
   found[count++] = &binwrn_neon; /* part of the architecture */
 #endif
   found[count++] = &binwrn_plain;

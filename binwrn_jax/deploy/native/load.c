@@ -622,23 +622,28 @@ static int64_t place(loader *l) {
 /* The bits of a convolution in the order in which the kernel reads them. */
 static void arrange(const node *n, const unsigned char *bits, const operation *op, const kernel *k) {
   const conv_plan *plan = &op->conv;
-  const size_t row_bytes = (size_t)n->bits->shape[1];
+  const size_t row_bytes = (size_t)n->bits->shape[1], lanes = (size_t)k->lanes;
   const int channels = op->in.channels;
-  int o, t, g;
+  uint32_t codes[MAX_STAGE][1 << MAX_GROUP]; /* of each slot and all bits of a group */
+  unsigned b;
+  int o, t, g, slot;
+  for (slot = 0; slot < k->slots; slot++)
+    for (b = 0; b < 1u << k->group; b++) codes[slot][b] = k->code(b, slot);
   for (o = 0; o < op->out.channels; o++) {
     const unsigned char *row = bits + (size_t)o * row_bytes;
     uint32_t *block = plan->words + (size_t)(o / k->lanes) * (size_t)plan->chunks *
-                                        (size_t)plan->tap_count * (size_t)k->lanes + o % k->lanes;
-    for (t = 0; t < plan->tap_count; t++)
-      for (g = 0; g < plan->groups; g++) {
+                                        (size_t)plan->tap_count * lanes + (size_t)(o % k->lanes);
+    for (t = 0; t < plan->tap_count; t++) {
+      uint32_t *word = block + (size_t)t * lanes;
+      for (g = slot = 0; g < plan->groups; g++) {
         const size_t at = (size_t)t * (size_t)channels + (size_t)(g * k->group);
         const int left = channels - g * k->group, used = left < k->group ? left : k->group;
         unsigned window = row[at / 8];
         if (at / 8 + 1 < row_bytes) window |= (unsigned)row[at / 8 + 1] << 8;
-        window = window >> at % 8 & ((1u << used) - 1);
-        block[((size_t)(g / k->slots) * (size_t)plan->tap_count + (size_t)t) * (size_t)k->lanes] |=
-            k->code(window, g % k->slots);
+        *word |= codes[slot][window >> at % 8 & ((1u << used) - 1)];
+        if (++slot == k->slots) slot = 0, word += (size_t)plan->tap_count * lanes;
       }
+    }
   }
 }
 

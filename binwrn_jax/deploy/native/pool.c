@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 
 #include "internal.h"
@@ -50,7 +51,7 @@ void binwrn_pool_done(struct pool *pool, uint64_t step, int items) {
   if (__atomic_add_fetch(&pool->done, 1, __ATOMIC_ACQ_REL) < items) return;
   __atomic_store_n(&pool->done, 0, __ATOMIC_RELAXED); /* nobody counts until the next step is open */
   if (pool->threads > 1) pthread_mutex_lock(&pool->mutex);
-  __atomic_store_n(&pool->ticket, (step + 1) * MAX_ITEMS, __ATOMIC_RELEASE);
+  __atomic_store_n(&pool->ticket, (step + 1) % MAX_STEPS * MAX_ITEMS, __ATOMIC_RELEASE);
   if (pool->threads > 1) {
     pthread_cond_broadcast(&pool->changed);
     pthread_mutex_unlock(&pool->mutex);
@@ -71,34 +72,45 @@ void binwrn_pool_wait(struct pool *pool, uint64_t step) {
 static void *work(void *argument) {
   struct worker *worker = argument;
   struct pool *pool = worker->pool;
-  uint64_t end = 0; /* of the run that this thread has worked on */
+  uint64_t seen = 0; /* the run that this thread has worked on */
   for (;;) {
     job job;
     pthread_mutex_lock(&pool->mutex);
-    while (pool->job.end_step == end && !pool->stop) pthread_cond_wait(&pool->changed, &pool->mutex);
+    while (pool->job.number == seen && !pool->stop) pthread_cond_wait(&pool->changed, &pool->mutex);
     if (pool->stop) {
       pthread_mutex_unlock(&pool->mutex);
       return NULL;
     }
     job = pool->job; /* a copy: the next run may begin before this thread has seen the end of this one */
     pthread_mutex_unlock(&pool->mutex);
-    end = job.end_step;
+    seen = job.number;
     binwrn_work(pool->model, &job, worker->number);
   }
+}
+
+/* Signals are for the threads of the program. */
+static int start_thread(struct worker *worker) {
+  sigset_t all, before;
+  int result;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  result = pthread_create(&worker->thread, NULL, work, worker);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return result;
 }
 
 struct pool *binwrn_pool_new(binwrn_model *model, int threads) {
   struct pool *pool = calloc(1, sizeof *pool);
   if (!pool) return NULL;
+#ifdef BINWRN_FIRST_STEP /* for a test of what happens after MAX_STEPS */
+  pool->job.first_step = BINWRN_FIRST_STEP;
+  pool->ticket = pool->job.first_step * MAX_ITEMS;
+#endif
   pool->model = model;
   pool->threads = threads;
   pool->workers = calloc((size_t)threads, sizeof *pool->workers);
-  if (!pool->workers || pthread_mutex_init(&pool->run, NULL) != 0) {
-    free(pool->workers);
-    free(pool);
-    return NULL;
-  }
-  if (pthread_mutex_init(&pool->mutex, NULL) != 0 || pthread_cond_init(&pool->changed, NULL) != 0) {
+  if (!pool->workers || pthread_mutex_init(&pool->run, NULL) != 0 ||
+      pthread_mutex_init(&pool->mutex, NULL) != 0 || pthread_cond_init(&pool->changed, NULL) != 0) {
     free(pool->workers);
     free(pool);
     return NULL;
@@ -107,7 +119,7 @@ struct pool *binwrn_pool_new(binwrn_model *model, int threads) {
     struct worker *worker = &pool->workers[pool->started];
     worker->pool = pool;
     worker->number = pool->started + 1;
-    if (pthread_create(&worker->thread, NULL, work, worker) != 0) {
+    if (start_thread(worker) != 0) {
       binwrn_pool_free(pool);
       return NULL;
     }
@@ -123,8 +135,9 @@ void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, ui
   pthread_mutex_lock(&pool->mutex);
   pool->job.images = images;
   pool->job.logits = logits;
-  pool->job.first_step = pool->job.end_step;
-  pool->job.end_step += steps;
+  pool->job.first_step = (pool->job.first_step + pool->job.steps) % MAX_STEPS;
+  pool->job.steps = steps;
+  pool->job.number++;
   job = pool->job;
   pthread_cond_broadcast(&pool->changed);
   pthread_mutex_unlock(&pool->mutex);

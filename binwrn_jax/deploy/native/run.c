@@ -196,10 +196,10 @@ void binwrn_work(const binwrn_model *model, const job *job, int thread) {
   for (;;) {
     int item;
     const uint64_t step = binwrn_pool_step(model->pool, &item);
-    const uint64_t number = step - job->first_step;
+    const uint64_t number = (step + MAX_STEPS - job->first_step) % MAX_STEPS;
     const size_t image = (size_t)(number / operations);
     const operation *op = &model->operations[number % operations];
-    if (step >= job->end_step) return;
+    if (number >= job->steps) return;
     if (item >= op->items) {
       binwrn_pool_wait(model->pool, step);
     } else if (binwrn_pool_take(model->pool, step, item)) {
@@ -213,6 +213,7 @@ void binwrn_work(const binwrn_model *model, const job *job, int thread) {
 binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits) {
   if (!model || ((!images || !logits) && count)) return BINWRN_ERROR_ARGUMENT;
   if (!count) return BINWRN_OK;
+  if (count > (MAX_STEPS - 1) / (uint64_t)model->operation_count) return BINWRN_ERROR_ARGUMENT;
   binwrn_pool_run(model->pool, images, logits, (uint64_t)count * (uint64_t)model->operation_count);
   return BINWRN_OK;
 }
