@@ -20,7 +20,7 @@ from binwrn_jax.metrics import read_records
 ROOT = Path(__file__).parent.parent
 # Tiny, with two whole cycles, a cutout (so that keys matter) and checkpoints between epochs.
 RUN = [
-    "--config=configs/digits.py:8-0.25,1bit,cutout",
+    "--config=configs/digits.py:8-0.5,1bit,cutout",
     "--config.epochs=6",
     "--config.seed=3",
     "--config.checkpoint.every_steps=10",
@@ -256,9 +256,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_workdir_of_another_config_names_the_fields(capsys, whole, tmp_path):
     workdir = copy_of(whole, tmp_path)
     before = snapshot(workdir)
-    code, error = run(capsys, *RUN, f"--workdir={workdir}", "--config.seed=4", "--config.model.width=0.5")
+    code, error = run(capsys, *RUN, f"--workdir={workdir}", "--config.seed=4", "--config.model.width=0.25")
     assert code == 2
-    assert "another config (model.width: 0.25 -> 0.5; seed: 3 -> 4)" in error
+    assert "another config (model.width: 0.5 -> 0.25; seed: 3 -> 4)" in error
     assert snapshot(workdir) == before
 
 
