@@ -71,6 +71,9 @@ AUGMENTATIONS: dict[str, tuple[Callable[[PRNGKeyArray, Batch], Batch], ...]] = {
     "flip_crop": (flip, random_crop),
     "flip_crop_cutout": (flip, random_crop, cutout),
     "crop_cutout": (random_crop, cutout),
+    # Of streamed images, cropped at random while they are decoded: see `binwrn_jax.data.imagenet.BOXES`.
+    "scale_aspect_flip": (flip,),
+    "scale_flip": (flip,),
 }
 
 
@@ -81,7 +84,8 @@ def augment(key: PRNGKeyArray, images: Batch, name: str = "flip_crop") -> Batch:
       key: typed PRNG key; the same key and images give the same result on any number of devices.
       images: uint8 ``[N, H, W, C]``.
       name: ``'none'`` (MNIST), ``'crop'`` (SVHN), ``'flip_crop'`` (``+`` in Table 1; ImageNet32),
-        ``'flip_crop_cutout'`` (``++``) or ``'crop_cutout'``.
+        ``'flip_crop_cutout'`` (``++``) or ``'crop_cutout'``; of ImageNet ``'scale_aspect_flip'`` or
+        ``'scale_flip'``, of which only the flip is made here.
 
     Raises:
       UserError: unknown name.

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from binwrn_jax.augment import AUGMENTATIONS
 from binwrn_jax.binarize import RULES as WEIGHT_RULES
 from binwrn_jax.binarize import clips_latent
+from binwrn_jax.data.imagenet import BOXES, CROPS
 from binwrn_jax.data.sources import dataset_spec
 from binwrn_jax.errors import UserError
 from binwrn_jax.models import WideResNet
@@ -24,7 +25,16 @@ from binwrn_jax.schedules import SCALINGS, Schedule, batch_factor, cycle_ends, s
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Changing these between two starts of a run does not change what it computes, but for rounding.
-FREE_FIELDS = ("data.dir", "checkpoint", "log", "eval.batch_size", "devices", "accumulate")
+FREE_FIELDS = (
+    "data.dir",
+    "data.workers",
+    "data.prefetch",
+    "checkpoint",
+    "log",
+    "eval.batch_size",
+    "devices",
+    "accumulate",
+)
 
 
 def base_config() -> ConfigDict:
@@ -37,6 +47,10 @@ def base_config() -> ConfigDict:
                 "dir": "",  # prepared TFDS data; else TFDS_DATA_DIR, else ~/tensorflow_datasets
                 "train_split": "",  # a TFDS split such as 'train[:5000]'; '' is the data set's own
                 "test_split": "",
+                # Of streamed data (ImageNet): processes that decode beside each training process, 0: its own
+                # threads, -1: a process for each core; and batches to have ready ahead of the step.
+                "workers": -1,
+                "prefetch": 4,
             },
             "model": {
                 "depth": 20,
@@ -69,7 +83,8 @@ def base_config() -> ConfigDict:
             },
             "optimizer": {"momentum": 0.9, "weight_decay": 5e-4, "reset_momentum": True},
             "moments": "dataset",
-            "eval": {"every_epoch": False, "batch_size": 500},
+            # crops: 25 evaluates the last network on 5 scales x 5 positions besides (streamed data only)
+            "eval": {"every_epoch": False, "batch_size": 500, "crops": 1},
             "init_from": "",  # a model to start from: a finished workdir or an imported model
             "devices": 0,  # 0: all that JAX sees
             "checkpoint": {"every_steps": 500, "keep": 2},
@@ -175,16 +190,21 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: the first mistake found, with what to do.
     """
-    dataset_spec(config.data.name)
+    spec = dataset_spec(config.data.name)
     build_model(config.model, num_classes=2).check()
     for field, value, choices in (
         ("augmentation", config.augmentation, AUGMENTATIONS),
         ("moments", config.moments, MOMENT_RULES),
         ("schedule.name", config.schedule.name, ("sgdr", "step")),
         ("schedule.scaling", config.schedule.scaling, SCALINGS),
+        ("eval.crops", config.eval.crops, CROPS),
     ):
         if value not in choices:
-            raise UserError(f"unknown {field} {value!r}: choose one of {', '.join(choices)}")
+            raise UserError(f"unknown {field} {value!r}: choose one of {', '.join(map(str, choices))}")
+    if not spec.streamed:
+        for field, value in (("augmentation", config.augmentation), ("eval.crops", config.eval.crops)):
+            if value in BOXES or value == CROPS[-1]:
+                raise UserError(f"{field} {value!r} is for large images: {spec.name} is not")
     for field, value, least in (
         ("seed", config.seed, 0),
         ("epochs", config.epochs, 1),
@@ -198,6 +218,8 @@ def check(config: ConfigDict) -> None:
         ("schedule.warmup_epochs", config.schedule.warmup_epochs, 0),
         ("model.ghost_size", config.model.ghost_size, 0),
         ("devices", config.devices, 0),
+        ("data.workers", config.data.workers, -1),
+        ("data.prefetch", config.data.prefetch, 1),
     ):
         if value < least:
             raise UserError(f"{field} is {value}: it must be at least {least}")

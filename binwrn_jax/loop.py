@@ -19,8 +19,8 @@ from binwrn_jax import config as configs
 from binwrn_jax import metrics, sharding
 from binwrn_jax.binarize import is_one_bit
 from binwrn_jax.checkpoints import Checkpoints, load_model, save_model, write_atomically
-from binwrn_jax.data.on_device import DeviceData
-from binwrn_jax.data.sources import dataset_spec, load
+from binwrn_jax.data.pipeline import open_data
+from binwrn_jax.data.sources import class_names, dataset_spec, load
 from binwrn_jax.deploy.packed import load_packed
 from binwrn_jax.deploy.verified import pack_model
 from binwrn_jax.errors import UserError
@@ -100,19 +100,22 @@ def _train(run: Run) -> dict[str, Any]:
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch(mesh, config.batch_size, config.model.ghost_size, config.accumulate)
 
-    # The data, whole on each device.
+    # The data: small sets whole on each device, large ones streamed from disk.
     spec = dataset_spec(config.data.name)
     train_split = config.data.train_split or spec.train_split
     test_split = config.data.test_split or spec.test_split
-    train_arrays = load(spec.name, train_split, config.data.dir or None)
-    data = DeviceData(train_arrays, mesh, config.batch_size, config.seed)
+    folder = config.data.dir or None
+    streaming = {"workers": config.data.workers, "prefetch": config.data.prefetch}
+    data = open_data(
+        spec.name, train_split, folder, mesh, config.batch_size,
+        seed=config.seed, augmentation=config.augmentation, **streaming,
+    )  # fmt: skip
     data.check_trains()
     steps_per_epoch = data.steps_per_epoch
     total_steps = config.epochs * steps_per_epoch
     cycle_ends = {epoch * steps_per_epoch for epoch in configs.restarts(config)}
     eval_batch = -(-config.eval.batch_size // mesh.size) * mesh.size
-    test_arrays = load(spec.name, test_split, config.data.dir or None)
-    test_data = DeviceData(test_arrays, mesh, eval_batch)
+    test_data = open_data(spec.name, test_split, folder, mesh, eval_batch, **streaming)
 
     # The network and its optimiser; nothing has been written up to here.
     model = configs.build_model(config.model, spec.num_classes)
@@ -147,12 +150,12 @@ def _train(run: Run) -> dict[str, Any]:
 
     # The three programs. One compilation each: all shapes are static.
     everywhere = sharding.replicated(mesh)
-    train_step = jit_train_step(config, model, optimizer, mesh, steps_per_epoch)
+    train_step = jit_train_step(config, model, optimizer, mesh, steps_per_epoch, spec.streamed)
     eval_step = jax.jit(make_eval_step(model), out_shardings=everywhere)
     moments_step = jax.jit(
         make_moments_step(model, config.augmentation, config.seed),
         donate_argnums=0,
-        in_shardings=(everywhere, everywhere, sharding.inputs(mesh), everywhere),
+        in_shardings=(everywhere, everywhere, sharding.inputs(mesh, spec.streamed), everywhere),
         out_shardings=everywhere,
     )
 
@@ -177,13 +180,26 @@ def _train(run: Run) -> dict[str, Any]:
             variables,
             interruptible(test_data.in_order(), -(-test_data.size // eval_batch), "test:"),
         )
+        if config.eval.crops > 1 and step >= total_steps:
+            batch = -(-eval_batch // config.eval.crops // mesh.size) * mesh.size
+            crops = open_data(
+                spec.name, test_split, folder, mesh, batch, crops=config.eval.crops, **streaming
+            )
+            batches = interruptible(crops.in_order(), -(-crops.size // batch), f"{config.eval.crops} crops:")
+            averaged = evaluate(eval_step, variables, batches)
+            result |= {f"crops_{key}": averaged[key] for key in ("error", "top5_error", "loss")}
+            progress.say(
+                f"{config.eval.crops} crops: test error {averaged['error']:.2f} %, "
+                f"top-5 {averaged['top5_error']:.2f} %"
+            )
         epoch = step // steps_per_epoch
         description = {
             "model": config.model.to_dict(),
             "num_classes": spec.num_classes,
             "image_shape": list(spec.image_shape),
             "dataset": spec.name,
-            "class_names": list(train_arrays.class_names),
+            "class_names": list(class_names(spec.name, folder)),
+            "input": {"resize": spec.resize},
             "epoch": epoch,
             "step": step,
             "test": {"split": test_split, **result},
@@ -286,6 +302,7 @@ def _train(run: Run) -> dict[str, Any]:
 
     checkpoints.wait()
     checkpoints.close()
+    data.close()
     tests = log.of_kind("eval")
     rates = [record["images_per_s"] for record in log.of_kind("train") if record["images_per_s"]]
     network = f"{config.model.depth}-{config.model.width:g}"
@@ -312,7 +329,8 @@ def _train(run: Run) -> dict[str, Any]:
     if is_one_bit(config.model.weights):
         path = workdir / PACKED_FILE
         try:
-            pack_model(workdir / "model", path, test_arrays.images[:PROOF_IMAGES])
+            proof = load(spec.name, test_split, folder, PROOF_IMAGES).images
+            pack_model(workdir / "model", path, proof)
             packed = load_packed(path)
             result = evaluate(jax.jit(make_eval_step(packed)), packed.weights, test_data.in_order())
             summary |= {"packed_test_error": result["error"], "packed_bytes": path.stat().st_size}

@@ -17,6 +17,20 @@ def cross_entropy(logits: Float[Array, "N classes"], labels: Int[Array, " N"]) -
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
+def average_crops(logits: Float[Array, "rows classes"], crops: int) -> Float[Array, "N classes"]:
+    """Logarithm of the softmax averaged over the crops of each image (section 3.3).
+
+    Args:
+      logits: ``[N * crops, classes]``, the crops of an image one after the other.
+      crops: of each image.
+
+    Returns:
+      float32 ``[N, classes]``, logits of the average: their softmax is the average.
+    """
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(-1, crops, logits.shape[-1])
+    return jax.nn.logsumexp(logs, axis=1) - jnp.log(float(crops))
+
+
 def metric_sums(logits: Float[Array, "N classes"], labels: Int[Array, " N"], mask: Bool[Array, " N"]) -> Sums:
     """Sums over the examples where ``mask`` is True, to be added over batches and divided on the host.
 

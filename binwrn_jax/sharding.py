@@ -94,3 +94,23 @@ def put(value: Any, sharding: NamedSharding) -> Any:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(place, value)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> range:
+    """The rows of a global batch that the devices of this process hold.
+
+    Raises:
+      UserError: they are not one piece, which `make_mesh` never gives.
+    """
+    index_of = split(mesh).addressable_devices_indices_map((batch_size,))
+    rows = sorted({row for (rows,) in index_of.values() for row in range(*rows.indices(batch_size))})
+    if rows != list(range(rows[0], rows[-1] + 1)):
+        raise UserError("the devices of this process are not neighbours in the mesh")
+    return range(rows[0], rows[-1] + 1)
+
+
+def from_local(tree: Any, sharding: NamedSharding, batch_size: int) -> Any:
+    """Global arrays from each process's `local_rows` of them: a tree of host arrays ``[rows, ...]``."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), tree
+    )

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from binwrn_jax import sharding
 from binwrn_jax.augment import augment
-from binwrn_jax.losses import Sums, cross_entropy, metric_sums
+from binwrn_jax.losses import Sums, average_crops, cross_entropy, metric_sums
 from binwrn_jax.state import MOMENTS_STREAM, TRAIN_STREAM, TrainState, stream_key
 
 Inputs = dict[str, jax.Array]
@@ -179,13 +179,17 @@ def jit_train_step(
 def make_eval_step(model: Any) -> Callable[[Any, Inputs], Sums]:
     """The evaluation step ``(variables, inputs) -> sums``, see `binwrn_jax.losses.metric_sums`.
 
-    ``inputs`` as `fetch` takes them, and ``mask`` bool ``[B]``, False at padding. ``model`` is a network
+    ``inputs`` as `fetch` takes them, and ``mask`` bool ``[B]``, False at padding; images may have several
+    crops, uint8 ``[B, crops, H, W, C]``, over which the softmax is averaged (section 3.3). ``model`` is a network
     of `binwrn_jax.models`, or what `binwrn_jax.load_packed` gives, with its ``weights`` as variables.
     """
 
     def eval_step(variables: Any, inputs: Inputs) -> Sums:
         images, labels = fetch(inputs)
-        logits: Any = model.apply(variables, images, train=False)
+        crops = images.shape[1] if images.ndim == 5 else 1
+        logits: Any = model.apply(variables, images.reshape(-1, *images.shape[-3:]), train=False)
+        if crops > 1:
+            logits = average_crops(logits, crops)
         return metric_sums(logits, labels, inputs["mask"])
 
     return eval_step

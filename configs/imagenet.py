@@ -5,6 +5,10 @@
 Paper, top-1 / top-5 test error %: 1-bit 31.03 / 11.51 with one crop, 26.04 / 8.48 with 25; 32-bit
 26.92 / 9.20 and 22.99 / 6.91. 62 epochs. Not run here: no ImageNet and no accelerator at hand.
 
+Training crops are of random scale and aspect (Szegedy et al. 2015), mirrored at random; the word ``he`` takes
+the scale augmentation of He et al. 2015b instead (short side 256 to 480), which the paper's text refers to.
+Data: docs/data.md.
+
 The paper's batch is 125 on one GPU, rate 0.1, float32: the word ``paper``. The default is for several
 devices; it differs in
 
@@ -42,9 +46,10 @@ def get_config(spec: str = ""):
     config.moments = "running"  # section 3.2.1 recomputes them only where scale and offset are not learned
     config.batch_size = 1024
     config.epochs = 62
-    config.augmentation = "none"  # crops and flips belong to the data path
+    config.augmentation = "scale_aspect_flip"
+    config.eval.crops = 25
     config.schedule.scaling = "linear"
     config.schedule.warmup_epochs = 5.0
     config.optimizer.weight_decay = 1e-4
-    parse_spec(config, spec, {"paper": PAPER})
+    parse_spec(config, spec, {"paper": PAPER, "he": {"augmentation": "scale_flip"}})
     return config

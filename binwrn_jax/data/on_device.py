@@ -28,14 +28,17 @@ class DeviceData:
     Attributes:
       size: number of images.
       steps_per_epoch: whole batches in the data set.
+      shardings: of what `batch` returns.
     """
 
     def __init__(self, arrays: Arrays, mesh: Mesh, batch_size: int, seed: int = 0) -> None:
         self.size = len(arrays.labels)
         self.steps_per_epoch = self.size // batch_size
         self._mesh, self._batch_size, self._seed = mesh, batch_size, seed
+        everywhere, divided = sharding.replicated(mesh), sharding.split(mesh)
+        self.shardings = {"images": everywhere, "labels": everywhere, "indices": divided}
         self._whole = sharding.put(
-            {"images": arrays.images, "labels": arrays.labels}, sharding.replicated(mesh)
+            {"images": arrays.images, "labels": arrays.labels}, everywhere
         )
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -58,6 +61,9 @@ class DeviceData:
             mask = indices < self.size
             inputs = self._at(np.where(mask, indices, 0).astype(np.int32))
             yield {**inputs, "mask": sharding.put(mask, sharding.split(self._mesh))}
+
+    def close(self) -> None:
+        """Nothing to stop; streamed data have workers."""
 
     def _at(self, indices: np.ndarray) -> Inputs:
         return {**self._whole, "indices": sharding.put(indices, sharding.split(self._mesh))}

@@ -15,21 +15,22 @@ import difflib
 import fcntl
 import functools
 import io
-import itertools
 import logging
+import math
 import os
 import shutil
-import struct
 import sys
 import time
 import types
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from binwrn_jax.data import imagenet
+from binwrn_jax.data.records import Records, open_records, parse
 from binwrn_jax.errors import UserError
 
 # tensorflow_datasets takes most of a second to import: only the functions that need it import it.
@@ -46,6 +47,12 @@ class DatasetSpec(NamedTuple):
     num_classes: int
     train_split: str
     test_split: str  # the split whose error is reported
+    streamed: bool = False  # read from disk as needed; images of any size, cropped to image_shape
+
+    @property
+    def resize(self) -> str:
+        """How an image of another size becomes one of `image_shape`, see docs/packed-format.md."""
+        return "center_crop" if self.streamed else "bilinear"
 
 
 class Arrays(NamedTuple):
@@ -66,7 +73,13 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec("cifar100", "cifar100", (32, 32, 3), 100, "train", "test"),
         DatasetSpec("svhn_cropped", "svhn_cropped", (32, 32, 3), 10, "train", "test"),  # and 'extra'
         DatasetSpec("imagenet32", "imagenet_resized/32x32", (32, 32, 3), 1000, "train", "validation"),
-        DatasetSpec("imagenet2012", "imagenet2012", (224, 224, 3), 1000, "train", "validation"),
+        DatasetSpec("imagenet2012", "imagenet2012", (224, 224, 3), 1000, "train", "validation", True),
+        DatasetSpec(  # a second test set for networks trained on imagenet2012: there is nothing to train on
+            "imagenet_v2", "imagenet_v2/matched-frequency", (224, 224, 3), 1000, "test", "test", True
+        ),
+        DatasetSpec(
+            "imagenette", "imagenette/full-size-v2", (224, 224, 3), 10, "train", "validation", True
+        ),
     )
 }
 
@@ -76,6 +89,7 @@ _CIFAR10_NAMES = (
 )  # fmt: skip
 
 _RECORDS_PER_READ = 4096
+_MAX_BYTES = 16e9  # of a set in memory: ImageNet32 has 4 GB
 _SECONDS_BETWEEN_MESSAGES = 2.0
 
 
@@ -130,38 +144,66 @@ def load(name: str, split: str, data_dir: str | None = None, limit: int | None =
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}")
     builder = _prepared_builder(spec, _data_root(spec, data_dir))
-    try:
-        count = builder.info.splits[split].num_examples
-    except Exception as error:  # KeyError, ValueError, AssertionError: it depends on what is wrong with it
-        raise UserError(
-            f"{name} has no split '{split}'; available: {', '.join(builder.info.splits)}, "
-            "sums of them, and slices such as 'train[:1000]'"
-        ) from error
+    count = _count(spec, builder, split)
     count = count if limit is None else min(count, limit)
-    if count < 1:  # TFDS counts a slice such as [5:1] negative
-        raise UserError(f"split '{split}' of {name} in {builder.data_dir} has no examples")
+    if count * math.prod(spec.image_shape) > _MAX_BYTES:
+        raise UserError(f"{count} images of {name} are too many for memory: give a limit")
 
     images = np.empty((count, *spec.image_shape), np.uint8)
     labels = np.empty(count, np.int32)
     start = said = time.monotonic()
     index = 0
-    try:
+    decode = _decode_streamed if spec.streamed else _decode
+    with _damaged(spec, split, builder, lambda: index):
         for index, record in enumerate(_read_records(builder, split, count)):
-            images[index], labels[index] = _decode(record, spec)
+            images[index], labels[index] = decode(record, spec)
             if time.monotonic() - said > _SECONDS_BETWEEN_MESSAGES:
                 said = time.monotonic()
                 log.info("loading %s %s: %d of %d images", name, split, index + 1, count)
         if index + 1 != count:
             raise ValueError(f"{count} records expected")
-    except Exception as error:  # the readers and decoders raise a dozen types, all for damaged files
-        raise UserError(
-            f"cannot read {name} '{split}' near record {index} in {builder.data_dir} ({_reason(error)}): "
-            "damaged or foreign files; delete that folder and prepare it again, or set TFDS_DATA_DIR or "
-            "--config.data.dir to a good one"
-        ) from error
     if time.monotonic() - start > _SECONDS_BETWEEN_MESSAGES:
         log.info("loaded %s %s: %d images in %.1f s", name, split, count, time.monotonic() - start)
     return Arrays(images, labels, _class_names(spec, builder))
+
+
+def open_split(name: str, split: str, data_dir: str | None = None) -> Records:
+    """Opens a split for random access, downloading and preparing the data set at first use.
+
+    Args and errors as of `load`. Offsets of TFRecords are kept on disk, see `binwrn_jax.data.records`.
+    """
+    spec = dataset_spec(name)
+    builder = _prepared_builder(spec, _data_root(spec, data_dir))
+    _count(spec, builder, split)
+    with _damaged(spec, split, builder, lambda: 0):
+        return open_records(builder, split, cache_offsets=True)
+
+
+def _count(spec: DatasetSpec, builder: Any, split: str) -> int:
+    """The number of examples in a split; there is at least one."""
+    try:
+        count = int(builder.info.splits[split].num_examples)
+    except Exception as error:  # KeyError, ValueError, AssertionError: it depends on what is wrong with it
+        raise UserError(
+            f"{spec.name} has no split '{split}'; available: {', '.join(builder.info.splits)}, "
+            "sums of them, and slices such as 'train[:1000]'"
+        ) from error
+    if count < 1:  # TFDS counts a slice such as [5:1] negative
+        raise UserError(f"split '{split}' of {spec.name} in {builder.data_dir} has no examples")
+    return count
+
+
+@contextlib.contextmanager
+def _damaged(spec: DatasetSpec, split: str, builder: Any, index: Callable[[], int]) -> Iterator[None]:
+    """Whatever goes wrong in reading becomes one line."""
+    try:
+        yield
+    except Exception as error:  # the readers and decoders raise a dozen types, all for damaged files
+        raise UserError(
+            f"cannot read {spec.name} '{split}' near record {index()} in {builder.data_dir} "
+            f"({_reason(error)}): damaged or foreign files; delete that folder and prepare it again, or set "
+            "TFDS_DATA_DIR or --config.data.dir to a good one"
+        ) from error
 
 
 def is_prepared(name: str, data_dir: str | None = None) -> bool:
@@ -215,7 +257,7 @@ def _prepared_builder(spec: DatasetSpec, root: str) -> Any:
         builder = _prepare(spec, root)
     features = builder.info.features
     found = tuple(features["image"].shape), features["label"].num_classes
-    if found != (spec.image_shape, spec.num_classes):
+    if found != ((None, None, 3) if spec.streamed else spec.image_shape, spec.num_classes):
         raise UserError(
             f"{builder.data_dir} holds images {found[0]} of {found[1]} classes, but {spec.name} has "
             f"{spec.image_shape} of {spec.num_classes}: set TFDS_DATA_DIR or --config.data.dir to another "
@@ -242,36 +284,9 @@ def _reason(error: Exception) -> str:
 
 def _read_records(builder: Any, split: str, count: int) -> Iterator[bytes]:
     """Yields the first `count` serialized tf.train.Examples of `split`."""
-    import tensorflow_datasets as tfds
-
-    if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
-        yield from itertools.islice(_read_tfrecords(builder.info.splits[split].file_instructions), count)
-        return
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    source = builder.as_data_source(split=split, deserialize_method=raw)
-    for start in range(0, count, _RECORDS_PER_READ):
-        yield from source.__getitems__(list(range(start, min(start + _RECORDS_PER_READ, count))))
-
-
-def _read_tfrecords(file_instructions: Any) -> Iterator[bytes]:
-    """Yields the records of TFRecord files.
-
-    A record is its length (uint64), a CRC of the length, the bytes, and a CRC of the bytes (4 bytes each).
-    The CRCs are not checked (Python has no CRC-32C): the images are PNG, which notices most damage itself.
-    """
-    from etils import epath
-
-    for shard in file_instructions:
-        with epath.Path(shard.filename).open("rb") as file:
-            for index in range(shard.skip + shard.take):
-                (length,) = struct.unpack("<Q4x", file.read(12))
-                if index < shard.skip:
-                    file.seek(length + 4, os.SEEK_CUR)
-                    continue
-                record = file.read(length)
-                if len(record) < length or len(file.read(4)) < 4:
-                    raise EOFError(f"{shard.filename} ends within a record")
-                yield record
+    records = open_records(builder, split)
+    for start in range(0, min(count, len(records)), _RECORDS_PER_READ):
+        yield from records.read(range(start, min(start + _RECORDS_PER_READ, count)))
 
 
 def _decode(record: bytes, spec: DatasetSpec) -> tuple[np.ndarray, int]:
@@ -281,11 +296,8 @@ def _decode(record: bytes, spec: DatasetSpec) -> tuple[np.ndarray, int]:
     shape and no label, and need OpenCV or warn that it is missing.
     """
     import PIL.Image
-    from tensorflow_datasets.proto import tf_example_pb2
 
-    feature = tf_example_pb2.Example.FromString(record).features.feature
-    (png,) = feature["image"].bytes_list.value
-    (label,) = feature["label"].int64_list.value
+    png, label = parse(record)
     if not 0 <= label < spec.num_classes:
         raise ValueError(f"label {label}, but {spec.name} has {spec.num_classes} classes")
     image = np.asarray(PIL.Image.open(io.BytesIO(png), formats=("PNG",)))
@@ -294,6 +306,14 @@ def _decode(record: bytes, spec: DatasetSpec) -> tuple[np.ndarray, int]:
     if image.shape != spec.image_shape:
         raise ValueError(f"image of shape {image.shape}, but {spec.name} has {spec.image_shape}")
     return image, label
+
+
+def _decode_streamed(record: bytes, spec: DatasetSpec) -> tuple[np.ndarray, int]:
+    """The central crop of a large image, uint8 [224, 224, 3], and its label."""
+    encoded, label = parse(record)
+    if not 0 <= label < spec.num_classes:
+        raise ValueError(f"label {label}, but {spec.name} has {spec.num_classes} classes")
+    return imagenet.decode(encoded, [imagenet.center_box(*imagenet.image_size(encoded))])[0], label
 
 
 # --- preparing ------------------------------------------------------------------------------------------

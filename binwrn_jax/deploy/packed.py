@@ -144,7 +144,7 @@ def pack(
             "dtype": "uint8",
             "range": [0, 255],
             "channels": {1: "grey", 3: "RGB"}.get(shape[2], "other"),
-            "resize": "bilinear",
+            "resize": (description.get("input") or {}).get("resize", "bilinear"),
         },
         "num_classes": classes,
         "class_names": list(description.get("class_names") or []),

@@ -1,0 +1,194 @@
+"""Random access to the serialized examples of a prepared data set: ArrayRecord and TFRecord files.
+
+    records = open_records(builder, "train[:1000]")
+    image, label = parse(records.read([17, 4])[0])
+
+Files are opened when they are first read, so that an object can be sent to other processes. Paths are
+local or, for what `etils.epath` and array_record know, remote (``gs://``; not run on it here).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import os
+import struct
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from binwrn_jax.errors import UserError
+
+
+class Shard(NamedTuple):
+    """What is read of one file: records ``skip`` to ``skip + take - 1``."""
+
+    filename: str
+    skip: int
+    take: int
+
+
+class Records(Protocol):
+    """Serialized tf.train.Examples, by their index in the split."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """The records at these indices, in this order; raises what the files' readers do."""
+        ...
+
+
+def open_records(builder: Any, split: str, cache_offsets: bool = False) -> Records:
+    """The records of a split of a prepared TFDS builder, in the order in which TFDS reads them.
+
+    Args:
+      builder: of `tensorflow_datasets`, prepared as ArrayRecord or TFRecord.
+      split: an existing split, a slice or a sum of them.
+      cache_offsets: keep the offsets of TFRecords on disk, see `TFRecords`.
+
+    Raises:
+      UserError: the files are of another format.
+    """
+    info = builder.info.splits[split]
+    shards = [Shard(os.fspath(s.filename), s.skip, s.take) for s in info.file_instructions]
+    file_format = builder.info.file_format.value
+    if file_format == "array_record":
+        return ArrayRecords(shards)
+    if file_format == "tfrecord":
+        return TFRecords(shards, cache_offsets)
+    raise UserError(f"{builder.data_dir} holds {file_format} files: only array_record and tfrecord are read")
+
+
+def parse(record: bytes) -> tuple[bytes, int]:
+    """The encoded image and the label of a serialized tf.train.Example."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    feature = tf_example_pb2.Example.FromString(record).features.feature
+    (image,) = feature["image"].bytes_list.value
+    (label,) = feature["label"].int64_list.value
+    return image, label
+
+
+class ArrayRecords:
+    """`Records` of ArrayRecord files, which have an index of their own and check their bytes."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        from array_record.python import array_record_data_source as ards
+
+        # array_record wants the number of all records, but uses it only to know the default of `take`.
+        self._source = ards.ArrayRecordDataSource(
+            [ards.FileInstruction(s.filename, s.skip, s.take, s.skip + s.take) for s in shards]
+        )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """See `Records`."""
+        return list(self._source.__getitems__(indices))
+
+
+class TFRecords:
+    """`Records` of TFRecord files, which have no index: it is built by hopping from record to record.
+
+    A record is its length (uint64), a CRC of the length, the bytes, and a CRC of the bytes (4 bytes each).
+    The CRCs are not checked (Python has no CRC-32C): PNG notices most damage itself, JPEG some.
+
+    Args:
+      shards: the files.
+      cache: read the offsets from a file ``.binwrn-offsets-*.npz`` beside the records or in
+        ``~/.cache/binwrn_jax/offsets`` (below XDG_CACHE_HOME), or leave one there, where it can be written;
+        it belongs to these names and sizes of files.
+    """
+
+    def __init__(self, shards: Sequence[Shard], cache: bool = False) -> None:
+        self._shards = list(shards)
+        self._starts = [0, *itertools.accumulate(s.take for s in shards)]
+        self._offsets = _offsets([s.filename for s in shards], cache)
+        for shard, offsets in zip(self._shards, self._offsets, strict=True):
+            if len(offsets) - 1 < shard.skip + shard.take:
+                raise EOFError(
+                    f"{shard.filename} has {len(offsets) - 1} records, not {shard.skip + shard.take}"
+                )
+        self._files: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _files={}, _lock=threading.Lock())
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """See `Records`."""
+        return [self._read(index) for index in indices]
+
+    def _read(self, index: int) -> bytes:
+        from etils import epath
+
+        number = bisect_right(self._starts, index) - 1
+        shard = self._shards[number]
+        place = shard.skip + index - self._starts[number]
+        begin, end = (int(x) for x in self._offsets[number][place : place + 2])
+        with self._lock:
+            if number not in self._files:
+                self._files[number] = epath.Path(shard.filename).open("rb")
+            file = self._files[number]
+            file.seek(begin + 12)
+            record = file.read(end - begin - 16)
+        if len(record) < end - begin - 16:
+            raise EOFError(f"{shard.filename} ends within a record")
+        return record
+
+
+def _offsets(filenames: Sequence[str], cache: bool) -> list[np.ndarray]:
+    """Where the records of TFRecord files begin, and a last entry where the file ends: int64 ``[n + 1]``."""
+    from etils import epath
+
+    if not filenames:
+        return []
+    paths = [epath.Path(name) for name in filenames]
+    sizes = [path.stat().length for path in paths]
+    key = hashlib.sha256(repr([(p.name, s) for p, s in zip(paths, sizes, strict=True)]).encode()).hexdigest()
+    user = epath.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    places = [
+        paths[0].parent / f".binwrn-offsets-{key[:16]}.npz",
+        user / "binwrn_jax" / "offsets" / f"{key[:32]}.npz",
+    ]
+    for place in places if cache else ():
+        with contextlib.suppress(OSError, ValueError, EOFError), np.load(io.BytesIO(place.read_bytes())) as npz:
+            return [npz[str(i)] for i in range(len(paths))]
+    with ThreadPoolExecutor(16) as pool:  # where files are remote, waiting is most of it
+        offsets = list(pool.map(_scan, paths, sizes))
+    buffer = io.BytesIO()
+    np.savez(buffer, **{str(i): array for i, array in enumerate(offsets)})
+    for place in places if cache else ():
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+            temporary.write_bytes(buffer.getvalue())
+            temporary.replace(place)
+            break
+    return offsets
+
+
+def _scan(path: Any, size: int) -> np.ndarray:
+    offsets = [0]
+    with path.open("rb") as file:
+        while offsets[-1] < size:
+            file.seek(offsets[-1])
+            header = file.read(12)
+            if len(header) == 12:
+                offsets.append(offsets[-1] + struct.unpack("<Q4x", header)[0] + 16)
+            if len(header) < 12 or offsets[-1] > size:
+                raise EOFError(f"{path} ends within a record")
+    return np.array(offsets, np.int64)
