@@ -180,8 +180,8 @@ def make_eval_step(model: Any) -> Callable[[Any, Inputs], Sums]:
     """The evaluation step ``(variables, inputs) -> sums``, see `binwrn_jax.losses.metric_sums`.
 
     ``inputs`` as `fetch` takes them, and ``mask`` bool ``[B]``, False at padding; images may have several
-    crops, uint8 ``[B, crops, H, W, C]``, over which the softmax is averaged (section 3.3). ``model`` is a network
-    of `binwrn_jax.models`, or what `binwrn_jax.load_packed` gives, with its ``weights`` as variables.
+    crops, uint8 ``[B, crops, H, W, C]``, over which the softmax is averaged (section 3.3). ``model`` is a
+    network of `binwrn_jax.models`, or what `binwrn_jax.load_packed` gives, with its ``weights`` as variables.
     """
 
     def eval_step(variables: Any, inputs: Inputs) -> Sums:

@@ -3,10 +3,10 @@
     box = scale_aspect_box(375, 500, random_stream(seed, epoch, record))
     pixels = decode(jpeg, [box])[0]           # uint8 [224, 224, 3]
 
-Pixels stay 0..255: the network's first batch norm does what normalisation there is. The decoder is libjpeg-turbo
-(`simplejpeg`) with its exact DCT and its smooth chroma upsampling; where the crop is at least twice as large as
-the result it decodes at 1/2, 1/4 or 1/8 of the size, which is cheaper and averages. What remains is resized
-bilinearly (OpenCV). No Python library has libjpeg-turbo's cropped decoding.
+Pixels stay 0..255: the network's first batch norm does what normalisation there is. The decoder is
+libjpeg-turbo (`simplejpeg`) with its exact DCT and its smooth chroma upsampling; where the crop is at least
+twice as large as the result it decodes at 1/2, 1/4 or 1/8 of the size, which is cheaper and averages. What
+remains is resized bilinearly (OpenCV). No Python library offers libjpeg-turbo's cropped decoding.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def image_size(encoded: bytes) -> tuple[int, int]:
         raise ValueError("no image that Pillow reads") from error
 
 
-def decode(encoded: bytes, boxes: Sequence[Box], out: np.ndarray | None = None, size: int = SIZE) -> np.ndarray:
+def decode(
+    encoded: bytes, boxes: Sequence[Box], out: np.ndarray | None = None, size: int = SIZE
+) -> np.ndarray:
     """Decodes an image once and cuts crops out of it.
 
     Args:
@@ -153,7 +155,10 @@ def _decode(encoded: bytes, height: int, width: int, factor: int) -> np.ndarray:
     """The whole image at 1 / factor of its size: uint8 ``[H, W, 3]``."""
     import simplejpeg
 
-    if simplejpeg.is_jpeg(encoded) and simplejpeg.decode_jpeg_header(encoded, strict=False)[2] not in ("CMYK", "YCCK"):
+    if simplejpeg.is_jpeg(encoded) and simplejpeg.decode_jpeg_header(encoded, strict=False)[2] not in (
+        "CMYK",
+        "YCCK",
+    ):
         return simplejpeg.decode_jpeg(
             encoded, "RGB", min_height=-(-height // factor), min_width=-(-width // factor),
             min_factor=factor, strict=False,
@@ -173,7 +178,9 @@ def scaled(box: Box, old: tuple[int, ...], new: tuple[int, ...]) -> Box:
         return box
     y, x = new[0] / old[0], new[1] / old[1]
     height, width = max(1, round(box.height * y)), max(1, round(box.width * x))
-    return Box(min(round(box.top * y), new[0] - height), min(round(box.left * x), new[1] - width), height, width)
+    return Box(
+        min(round(box.top * y), new[0] - height), min(round(box.left * x), new[1] - width), height, width
+    )
 
 
 def resize(

@@ -37,9 +37,7 @@ class DeviceData:
         self._mesh, self._batch_size, self._seed = mesh, batch_size, seed
         everywhere, divided = sharding.replicated(mesh), sharding.split(mesh)
         self.shardings = {"images": everywhere, "labels": everywhere, "indices": divided}
-        self._whole = sharding.put(
-            {"images": arrays.images, "labels": arrays.labels}, everywhere
-        )
+        self._whole = sharding.put({"images": arrays.images, "labels": arrays.labels}, everywhere)
         self._order: tuple[int, np.ndarray] | None = None
 
     def check_trains(self) -> None:

@@ -1,7 +1,7 @@
 """Data sets too large for memory: batches decoded by worker processes, by position.
 
-An element of the pipeline is this process's share of a whole global batch, made from its position alone: which
-records, from (seed, epoch); how each is cropped, from (seed, epoch, record). So neither the number of
+An element of the pipeline is this process's share of a whole global batch, made from its position alone:
+which records, from (seed, epoch); how each is cropped, from (seed, epoch, record). So neither the number of
 processes nor that of workers changes a pixel, and to resume at a step is to begin at that position. Grain
 hands the positions to the workers in turn and gives the batches back in order through shared memory.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 
 from binwrn_jax import sharding
@@ -175,6 +176,8 @@ def stream(source: Any, start: int, workers: int, prefetch: int) -> Any:
     if not workers:
         threads = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
         return iter(elements.to_iter_dataset(threads))
+    if not flags.FLAGS.is_parsed():  # Grain's own flags, which no command here offers: the defaults
+        flags.FLAGS.mark_as_parsed()
     alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=max(1, -(-prefetch // workers))
@@ -183,7 +186,7 @@ def stream(source: Any, start: int, workers: int, prefetch: int) -> Any:
     return iter(elements.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=init))
 
 
-def _init_worker(parent: int) -> None:
+def _init_worker(parent: int, index: int, count: int) -> None:
     """What a worker does first: it leaves signals and accelerators to its parent, and dies with it."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # the parent saves first, and then stops its workers
         signal.signal(signum, signal.SIG_IGN)

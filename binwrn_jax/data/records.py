@@ -15,7 +15,6 @@ import io
 import itertools
 import os
 import struct
-import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +26,12 @@ from binwrn_jax.errors import UserError
 
 
 class Shard(NamedTuple):
-    """What is read of one file: records ``skip`` to ``skip + take - 1``."""
+    """What is read of one file: records ``skip`` to ``skip + take - 1``. array_record takes it as it is."""
 
     filename: str
     skip: int
     take: int
+    examples_in_shard: int
 
 
 class Records(Protocol):
@@ -56,7 +56,9 @@ def open_records(builder: Any, split: str, cache_offsets: bool = False) -> Recor
       UserError: the files are of another format.
     """
     info = builder.info.splits[split]
-    shards = [Shard(os.fspath(s.filename), s.skip, s.take) for s in info.file_instructions]
+    shards = [
+        Shard(os.fspath(s.filename), s.skip, s.take, s.examples_in_shard) for s in info.file_instructions
+    ]
     file_format = builder.info.file_format.value
     if file_format == "array_record":
         return ArrayRecords(shards)
@@ -79,12 +81,9 @@ class ArrayRecords:
     """`Records` of ArrayRecord files, which have an index of their own and check their bytes."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        from array_record.python import array_record_data_source as ards
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        # array_record wants the number of all records, but uses it only to know the default of `take`.
-        self._source = ards.ArrayRecordDataSource(
-            [ards.FileInstruction(s.filename, s.skip, s.take, s.skip + s.take) for s in shards]
-        )
+        self._source = ArrayRecordDataSource(list(shards))
 
     def __len__(self) -> int:
         return len(self._source)
@@ -116,38 +115,32 @@ class TFRecords:
                 raise EOFError(
                     f"{shard.filename} has {len(offsets) - 1} records, not {shard.skip + shard.take}"
                 )
-        self._files: dict[int, Any] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _files={}, _lock=threading.Lock())
-
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """See `Records`."""
-        return [self._read(index) for index in indices]
-
-    def _read(self, index: int) -> bytes:
         from etils import epath
 
-        number = bisect_right(self._starts, index) - 1
-        shard = self._shards[number]
-        place = shard.skip + index - self._starts[number]
-        begin, end = (int(x) for x in self._offsets[number][place : place + 2])
-        with self._lock:
-            if number not in self._files:
-                self._files[number] = epath.Path(shard.filename).open("rb")
-            file = self._files[number]
-            file.seek(begin + 12)
-            record = file.read(end - begin - 16)
-        if len(record) < end - begin - 16:
-            raise EOFError(f"{shard.filename} ends within a record")
-        return record
+        found = []
+        # Files are open during one call only: a thousand at once are more than many systems allow.
+        with contextlib.ExitStack() as stack:
+            files: dict[str, Any] = {}
+            for index in indices:
+                number = bisect_right(self._starts, index) - 1
+                shard = self._shards[number]
+                place = shard.skip + index - self._starts[number]
+                begin, end = (int(x) for x in self._offsets[number][place : place + 2])
+                if shard.filename not in files:
+                    files[shard.filename] = stack.enter_context(epath.Path(shard.filename).open("rb"))
+                file = files[shard.filename]
+                file.seek(begin + 12)
+                record = file.read(end - begin - 16)
+                if len(record) < end - begin - 16:
+                    raise EOFError(f"{shard.filename} ends within a record")
+                found.append(record)
+        return found
 
 
 def _offsets(filenames: Sequence[str], cache: bool) -> list[np.ndarray]:
@@ -165,7 +158,10 @@ def _offsets(filenames: Sequence[str], cache: bool) -> list[np.ndarray]:
         user / "binwrn_jax" / "offsets" / f"{key[:32]}.npz",
     ]
     for place in places if cache else ():
-        with contextlib.suppress(OSError, ValueError, EOFError), np.load(io.BytesIO(place.read_bytes())) as npz:
+        with (
+            contextlib.suppress(OSError, ValueError, EOFError),
+            np.load(io.BytesIO(place.read_bytes())) as npz,
+        ):
             return [npz[str(i)] for i in range(len(paths))]
     with ThreadPoolExecutor(16) as pool:  # where files are remote, waiting is most of it
         offsets = list(pool.map(_scan, paths, sizes))

@@ -77,9 +77,7 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(  # a second test set for networks trained on imagenet2012: there is nothing to train on
             "imagenet_v2", "imagenet_v2/matched-frequency", (224, 224, 3), 1000, "test", "test", True
         ),
-        DatasetSpec(
-            "imagenette", "imagenette/full-size-v2", (224, 224, 3), 10, "train", "validation", True
-        ),
+        DatasetSpec("imagenette", "imagenette/full-size-v2", (224, 224, 3), 10, "train", "validation", True),
     )
 }
 
