@@ -28,16 +28,15 @@ class DeviceData:
     Attributes:
       size: number of images.
       steps_per_epoch: whole batches in the data set.
-      shardings: of what `batch` returns.
     """
 
     def __init__(self, arrays: Arrays, mesh: Mesh, batch_size: int, seed: int = 0) -> None:
         self.size = len(arrays.labels)
         self.steps_per_epoch = self.size // batch_size
         self._mesh, self._batch_size, self._seed = mesh, batch_size, seed
-        everywhere, divided = sharding.replicated(mesh), sharding.split(mesh)
-        self.shardings = {"images": everywhere, "labels": everywhere, "indices": divided}
-        self._whole = sharding.put({"images": arrays.images, "labels": arrays.labels}, everywhere)
+        self._whole = sharding.put(
+            {"images": arrays.images, "labels": arrays.labels}, sharding.replicated(mesh)
+        )
         self._order: tuple[int, np.ndarray] | None = None
 
     def check_trains(self) -> None:

@@ -244,7 +244,6 @@ class StreamedData:
     Attributes:
       size: number of images.
       steps_per_epoch: whole batches in the data set.
-      shardings: of what `batch` returns.
     """
 
     def __init__(
@@ -264,7 +263,6 @@ class StreamedData:
         records = open_split(spec.name, split, data_dir)
         self.size = len(records)
         self.steps_per_epoch = self.size // batch_size
-        self.shardings = {"images": sharding.split(mesh), "labels": sharding.split(mesh)}
         self._mesh, self._batch_size = mesh, batch_size
         self._workers, self._prefetch = worker_count(workers), max(1, prefetch)
         name, rows = f"{spec.name} '{split}'", sharding.local_rows(mesh, batch_size)
