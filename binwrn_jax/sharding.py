@@ -103,7 +103,8 @@ def local_rows(mesh: Mesh, batch_size: int) -> range:
       UserError: they are not one piece, which `make_mesh` never gives.
     """
     index_of = split(mesh).addressable_devices_indices_map((batch_size,))
-    rows = sorted({row for (rows,) in index_of.values() for row in range(*rows.indices(batch_size))})
+    slices = [index[0] for index in index_of.values() if index is not None]
+    rows = sorted({row for part in slices for row in range(*part.indices(batch_size))})
     if rows != list(range(rows[0], rows[-1] + 1)):
         raise UserError("the devices of this process are not neighbours in the mesh")
     return range(rows[0], rows[-1] + 1)
