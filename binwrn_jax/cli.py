@@ -21,6 +21,7 @@ VERBS = {
     "export": ("export", "write a model as a packed, ONNX or StableHLO file, proven equal"),
     "verify": ("verify", "prove that a packed file is what it says"),
     "predict": ("predict", "name what is on images"),
+    "experiments": ("experiments", "the paper's tables and figures: list them, run them"),
 }
 
 
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="binwrn",
         description="Networks with one bit per weight: evaluate and deploy what train.py trained.",
-        epilog="verbs:\n" + "".join(f"  {name:10} {help_}\n" for name, (_, help_) in VERBS.items()),
+        epilog="verbs:\n" + "".join(f"  {name:12} {help_}\n" for name, (_, help_) in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
