@@ -22,6 +22,7 @@ VERBS = {
     "verify": ("verify", "prove that a packed file is what it says"),
     "predict": ("predict", "name what is on images"),
     "experiments": ("experiments", "the paper's tables and figures: list them, run them"),
+    "report": ("report", "the paper's tables and figures with the values that runs have measured"),
 }
 
 

@@ -120,9 +120,9 @@ def describe(experiment: Experiment, runs: list[Run]) -> dict[str, Any]:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     paper = row["paper"]
-    texts = [f"{paper[key]:.2f}" for key in ("error", "top5") if key in paper]
+    text = " / ".join(f"{paper[key]:.2f}" for key in ("error", "top5") if key in paper)
     if "error_25_crops" in paper:
-        texts.append(f"25 crops {paper['error_25_crops']:.2f} / {paper['top5_25_crops']:.2f}")
+        text += f", 25 crops {paper['error_25_crops']:.2f} / {paper['top5_25_crops']:.2f}"
     measured, log = "not run", "-"
     if row["measured"]:
         first = row["measured"][0]
@@ -134,7 +134,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         for h in row["estimated_hours"].values()
     ]
     cost = f"{row['images'] / 1e6:.2f} x {row['gflop_per_image']:.2f}"
-    return [row["name"], ",".join(row["where"]), " / ".join(texts) or "-", cost, *hours, measured, log]
+    return [row["name"], ",".join(row["where"]), text or "-", cost, *hours, measured, log]
 
 
 # --- run ------------------------------------------------------------------------------------------------
