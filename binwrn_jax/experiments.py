@@ -30,6 +30,7 @@ from binwrn_jax.data.sources import DATASETS
 from binwrn_jax.errors import UserError
 from binwrn_jax.hardware import PEAKS
 from binwrn_jax.metrics import Record, read_records
+from binwrn_jax.schedules import cycle_ends
 
 CHECKOUT = Path(__file__).parent.parent
 SCALES = ("full", "cpu")
@@ -119,7 +120,7 @@ TABLE1: dict[str, tuple[int, dict[str, tuple[float, float]]]] = {
     "20-20": (126, {"c100": (18.14, 18.81)}),
 }  # fmt: skip
 # Top-1 and top-5, or top-1 alone: (data, weights, network, epochs, errors).
-TABLE2 = (
+TABLE2: tuple[tuple[str, str, str, int, tuple[float, ...]], ...] = (
     ("svhn", "32bit", "20-4", 30, (1.75,)),
     ("svhn", "1bit", "20-4", 30, (1.93,)),
     ("imagenet32", "32bit", "20-4", 30, (46.61, 22.91)),
@@ -201,20 +202,21 @@ def _full_scale() -> Iterator[Experiment]:
     for weights in ("32bit", "1bit"):
         for network, (epochs, columns) in TABLE1.items():
             for column, errors in columns.items():
-                words = ("cutout",) if column.endswith("++") else ()
+                variant = ("cutout",) if column.endswith("++") else ()
                 tags = ["table1", "fig1", "fig5"]
-                if network == "20-4" and not words:
+                if network == "20-4" and not variant:
                     tags += ["fig7", "rules"] if weights == "1bit" else ["fig7"]
                 error = errors[weights == "1bit"]
-                yield _full(column.rstrip("+"), weights, network, epochs, tags, *words, errors=(error,))
-    for data, weights, network, epochs, errors in TABLE2:
-        yield _full(data, weights, network, epochs, ("table2", "fig1"), errors=errors)
+                yield _full(column.rstrip("+"), weights, network, epochs, tags, *variant, errors=(error,))
+    for data, weights, network, epochs, table2 in TABLE2:
+        yield _full(data, weights, network, epochs, ("table2", "fig1"), errors=table2)
     for weights, by_epoch in MNIST.items():
         for epochs, error in by_epoch.items():
             one = _full("mnist", weights, "20-4", epochs, ("mnist", "fig1"), errors=(error,))
             yield dataclasses.replace(one, name=f"{one.name}-{epochs}epoch" + "s" * (epochs > 1))
     for weights in ("32bit", "1bit"):  # the schedule of steps needs 254 epochs, its rival gets the same
-        for words in ((), ("step",), ("learnbn",), ("step", "learnbn")):
+        arms: tuple[tuple[str, ...], ...] = ((), ("step",), ("learnbn",), ("step", "learnbn"))
+        for words in arms:
             one = _full("c100", weights, "20-4", 254, ("fig6",), *words)
             yield dataclasses.replace(one, name=one.name + "-254epochs")
         for data in ("c10", "c100"):
@@ -227,7 +229,7 @@ def _full_scale() -> Iterator[Experiment]:
     for data, by_weights in KERAS.items():
         for weights, (batch_norm, shifted_relu) in by_weights.items():
             yield _full(data, weights, "20-10", 254, ("nobn",), "cutout", "keras", errors=(batch_norm,))
-            words = "cutout", "keras", "nobn"
+            words = ("cutout", "keras", "nobn")
             one = _full(data, weights, "20-10", 300, ("nobn",), *words, errors=(shifted_relu,))
             # Its notebooks anneal once, without restarts.
             yield dataclasses.replace(one, overrides=(*one.overrides, ("schedule.first_cycle", 300)))
@@ -235,7 +237,8 @@ def _full_scale() -> Iterator[Experiment]:
 
 def _cpu(data: str, weights: str, tags: Sequence[str], *words: str) -> Experiment:
     overrides: tuple[tuple[str, Any], ...] = CPU_OVERRIDES
-    network, images = (CPU_NETWORK,), CPU_IMAGES
+    network: tuple[str, ...] = (CPU_NETWORK,)
+    images = CPU_IMAGES
     if data == "digits":  # whole, and the network of its config
         network, overrides, images = (), (), 1_437
     if "step" in words:
@@ -488,8 +491,8 @@ def covers(run: Run, experiment: Experiment) -> bool:
     if wanted["schedule.name"] != "sgdr":
         return False
     first = wanted["schedule.first_cycle"]
-    ends = configs.cycle_ends(epochs, first)
-    return configs.cycle_ends(longer, first)[: len(ends)] == ends
+    ends = cycle_ends(epochs, first)
+    return cycle_ends(longer, first)[: len(ends)] == ends
 
 
 class Measurement(NamedTuple):
