@@ -60,7 +60,7 @@ def difference(worse: Sequence[Measurement], better: Sequence[Measurement]) -> D
 
     >>> def of(errors):
     ...     runs = [Run(Path(), {"seed": seed}, {}, [], {}) for seed in range(len(errors))]
-    ...     return [Measurement("float32", runs, errors, [])]
+    ...     return [Measurement("float32", runs, errors, [], [], [])]
     >>> result = difference(of([10.0, 12.0, 11.0]), of([9.0, 10.0, 10.0]))
     >>> round(result.mean, 2), round(result.low, 2), round(result.high, 2), result.verdict
     (1.33, -0.1, 2.77, 'not resolved')
@@ -222,7 +222,14 @@ def _table(chosen: Sequence[Experiment], measured: dict[str, list[Measurement]])
             lines.append(f"{head} not run | | | |")
         if "error_25_crops" in one.paper:
             crops = f"{one.paper['error_25_crops']:.2f} / {one.paper['top5_25_crops']:.2f}"
-            lines.append(f"| the same, 25 crops | {one.config().epochs} | {crops} | not run | | | |")
+            ours = "; ".join(
+                f"{spread(found.crops)} / {spread(found.crops_top5)} ({found.dtype}, n = {len(found.crops)})"
+                for found in measured[one.name]
+                if found.crops
+            )
+            lines.append(
+                f"| the same, 25 crops | {one.config().epochs} | {crops} | {ours or 'not run'} | | | |"
+            )
     return lines
 
 

@@ -31,7 +31,14 @@ TINY = Experiment(
 )
 
 
-def make_run(workdir: Path, name: str, errors: dict[int, float], seed: int = 1, **fields: object) -> Path:
+def make_run(
+    workdir: Path,
+    name: str,
+    errors: dict[int, float],
+    seed: int = 1,
+    result: dict | None = None,
+    **fields: object,
+) -> Path:
     """A workdir as a run of an experiment leaves it, with these errors; finished if it has its last."""
     config = EXPERIMENTS[name].config()
     config.seed = seed
@@ -40,6 +47,7 @@ def make_run(workdir: Path, name: str, errors: dict[int, float], seed: int = 1, 
     (workdir / "config.json").write_text(to_json(config))
     records = [
         {"kind": "eval", "step": epoch, "epoch": epoch, "error": error, "top5_error": 1.0, "cycle_end": True}
+        | (result or {})
         for epoch, error in errors.items()
     ]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -255,6 +263,8 @@ def test_report_of_runs_from_anywhere(capsys, tmp_path):
         errors = {2: 30.0, 6: 20.0, 126: 5.0, 254: error}
         make_run(roots[0] / str(seed), "c10-1bit-20-10-cutout", errors, seed=seed)
         make_run(roots[1] / str(seed), "c10-32bit-20-10-cutout", {254: error - 0.5}, seed=seed)
+    crops = {"top5_error": 10.0, "crops_error": 26.5, "crops_top5_error": 8.5}
+    make_run(roots[1] / "imagenet", "imagenet-1bit-18-2.5", {62: 31.5}, result=crops)
     make_run(roots[1] / "stopped", "c100-1bit-20-4", {2: 70.0, 6: 60.0})
     make_run(roots[1] / "foreign", "c10-1bit-20-4", {126: 6.0}, batch_size=7)
     (roots[0] / "broken").mkdir()
@@ -262,12 +272,14 @@ def test_report_of_runs_from_anywhere(capsys, tmp_path):
     before = sorted(p for root in roots for p in root.rglob("*"))
 
     output = tmp_path / "out"
-    assert "8 runs, 7 finished; 2 experiments measured, 1 other" in report(
+    assert "9 runs, 8 finished; 3 experiments measured, 1 other" in report(
         capsys, *roots, "--output", output, "--keep-runs"
     )
     text = (output / "report.md").read_text()
     assert "| `c10-1bit-20-10-cutout` | 254 | 3.92 | 4.20 +- 0.20 | 3 |" in text
     assert "| `c10-1bit-20-4` | 126 | 6.13 | not run | | | |" in text
+    assert "| 62 | 31.03 / 11.51 | 31.50 / 10.00 (bfloat16) | 1 |" in text
+    assert "| 62 | 26.04 / 8.48 | 26.50 / 8.50 (bfloat16, n = 1) |" in text
     row = next(line for line in text.splitlines() if "| one bit costs" in line)
     assert "| 0.46 | 0.50 | 0.50 to 0.50 | 3 | agrees |" in row
     assert "[stopped](runs/stopped): stopped or under way at epoch 6.0 of 126" in text
