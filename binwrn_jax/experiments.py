@@ -6,9 +6,9 @@ An experiment is a config file, spec words and overrides: what a user would type
 what is trained: data, weights, network, variants: ``c100-1bit-20-10-cutout``. The experiments of scale
 ``cpu`` have no network in their name: they ask the same questions with one small network and few images.
 
-The tables are the paper's (sections 4 and 5); ImageNet is as its config has it by default, for several
-devices, and not with the paper's batch of 125. The paper's text gives neither data set nor network of the curves of
-Figs. 6 and 7 in numbers: they are taken here for CIFAR-100 (Fig. 6) and both CIFARs (Fig. 7), 20-4.
+The tables are the paper's (sections 4 and 5). ImageNet is as its config has it by default, for several
+devices, and not with the paper's batch of 125. The data behind Figs. 6 and 7 were not at hand when this was
+written: the curves are taken for CIFAR-100 (Fig. 6) and both CIFARs (Fig. 7), 20-4.
 """
 
 from __future__ import annotations
