@@ -12,14 +12,23 @@ import signal
 import struct
 from pathlib import Path
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.special
 
 from binwrn_jax import sharding
+from binwrn_jax.checkpoints import load_model, save_model
+from binwrn_jax.cli import main
+from binwrn_jax.config import base_config, build_model, check
 from binwrn_jax.data import imagenet, pipeline, records, sources
 from binwrn_jax.data.imagenet import Box
+from binwrn_jax.data.pipeline import StreamedImages
 from binwrn_jax.errors import UserError
+from binwrn_jax.evaluate import evaluate
+from binwrn_jax.runtime import measure, open_model
+from binwrn_jax.steps import make_eval_step
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR")
 COUNTS = {"train": 22, "validation": 7}
@@ -392,3 +401,105 @@ def test_tfrecords_are_read_at_random(root, tmp_path, monkeypatch):
     train.write_bytes(train.read_bytes()[:-10])
     with pytest.raises(UserError, match="ends within a record"):
         sources.open_split("imagenet2012", "train", str(tmp_path / "tfds"))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model folder of a tiny network for 224x224 images, with moments that make its logits differ."""
+    fields = {**base_config().model.to_dict(), "depth": 8, "width": 1 / 16, "weights": "32bit"}
+    init = jax.jit(build_model(fields, 1000).init)
+    variables = init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))
+    # Moments that are no network's own, but keep its logits small.
+    stats = jax.tree.map(lambda x: np.full_like(x, 40), variables["batch_stats"])
+    stats["bn0"] = {"mean": np.full(3, 120, np.float32), "var": np.full(3, 3600, np.float32)}
+    description = {
+        "model": fields,
+        "num_classes": 1000,
+        "image_shape": [224, 224, 3],
+        "dataset": "imagenet2012",
+        "class_names": list(sources.class_names("imagenet2012")),
+        "input": {"resize": "center_crop"},
+    }
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, {"params": variables["params"], "batch_stats": stats}, description)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return open_model(model)
+
+
+@pytest.mark.parametrize("crops", [1, 25])
+def test_measured_over_the_crops_of_each_image(predictor, root, crops):
+    data = StreamedImages("imagenet2012", "validation", str(root), crops=crops)
+    assert len(data) == 7
+    result, logits, labels = measure(predictor, data)
+    # The same by hand, in float64.
+    validation = sources.open_split("imagenet2012", "validation", str(root))
+    images = []
+    for index, record in enumerate(validation.read(range(7))):
+        encoded, _ = records.parse(record)
+        boxes = imagenet.crop_boxes(*imagenet.image_size(encoded), index, crops)
+        images.append(imagenet.decode(encoded, boxes))
+    each = scipy.special.softmax(predictor(np.concatenate(images)).astype(np.float64), axis=1)
+    average = each.reshape(7, crops, 1000).mean(1)
+    np.testing.assert_allclose(scipy.special.softmax(logits, axis=1), average, rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(labels, range(7))
+    own = average[labels, labels]
+    rank = (average > own[:, None]).sum(1)
+    assert result["n"] == 7
+    assert result["error"] == pytest.approx(100 * (rank > 0).mean())
+    assert result["top5_error"] == pytest.approx(100 * (rank > 4).mean())
+    assert result["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-4)
+
+
+def test_the_command_and_the_run_evaluate_alike(capsys, model, root, tmp_path):
+    """The run does it on eight devices, by the evaluation step of the training loop, with padding."""
+    command = ["evaluate", str(model), "--dataset", "imagenet2012", "--data-dir", str(root), "--json"]
+    file = tmp_path / "predictions.npz"
+    options = ["--workers", "0", "--crops", "25", "--limit", "4", "--predictions", str(file)]
+    assert main([*command, *options]) == 0
+    theirs = json.loads(capsys.readouterr().out)
+    assert (theirs["n"], theirs["crops"]) == (4, 25)
+    np.testing.assert_array_equal(np.load(file)["labels"], range(4))
+    variables, description = load_model(model)
+    step = jax.jit(make_eval_step(build_model(description["model"], 1000)))
+    data = streamed(root, "validation[:4]", batch_size=8, devices=min(8, len(jax.devices())), crops=25)
+    ours = evaluate(step, variables, data.in_order())
+    for key in ("n", "correct", "top5_error"):
+        assert ours[key] == theirs[key]
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_predict_sees_what_evaluation_sees(capsys, model, predictor, root, tmp_path):
+    validation = sources.open_split("imagenet2012", "validation", str(root))
+    encoded, _ = records.parse(validation.read([2])[0])
+    (tmp_path / "photo.jpg").write_bytes(encoded)
+    pixels = np.asarray(PIL.Image.open(tmp_path / "photo.jpg"))
+    PIL.Image.fromarray(pixels).save(tmp_path / "same.png")
+    np.save(tmp_path / "crop.npy", imagenet.decode(encoded, [imagenet.center_box(*pixels.shape[:2])]))
+    files = [str(tmp_path / name) for name in ("photo.jpg", "same.png", "crop.npy")]
+    assert main(["predict", str(model), *files, "--json"]) == 0
+    answers = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
+    assert answers[0] == answers[2] and [p["class"] for p in answers[1]] == [p["class"] for p in answers[0]]
+    arrays = sources.load("imagenet2012", "validation", str(root), limit=3)
+    best = int(predictor(arrays.images[2:])[0].argmax())
+    assert answers[0][0]["class"] == best and answers[0][0]["name"].startswith("n")
+
+
+def test_crops_are_for_large_images(capsys, model):
+    assert main(["evaluate", str(model), "--dataset", "digits", "--crops", "25"]) == 2
+    assert "--crops 25 is for large images: digits is not" in capsys.readouterr().err
+    config = base_config()
+    config.eval.crops = 25
+    with pytest.raises(UserError, match=r"eval.crops 25 is for large images: cifar10 is not"):
+        check(config)
+    config.eval.crops, config.augmentation = 1, "scale_flip"
+    with pytest.raises(UserError, match="augmentation 'scale_flip' is for large images"):
+        check(config)
+    config.data.name = "imagenet2012"
+    check(config)
