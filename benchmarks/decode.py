@@ -174,7 +174,7 @@ def main() -> None:
     result["workers"] = [workers(records, count, arguments.batch_size, arguments.batches) for count in (1, 2)]
     for row in result["workers"]:
         print(
-            f"{row['workers']} workers: {row['images_per_s']:.0f} images/s, batches of {arguments.batch_size}; "
+            f"{row['workers']} workers: {row['images_per_s']:.0f} images/s, {arguments.batch_size} a batch; "
             f"memory of one {row['rss_mb']:.0f} MB, {row['own_mb']:.0f} MB of it not shared"
         )
     if arguments.json:
