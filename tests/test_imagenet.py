@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import multiprocessing
@@ -9,7 +10,10 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -31,6 +35,7 @@ from binwrn_jax.runtime import measure, open_model
 from binwrn_jax.steps import make_eval_step
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR")
+ROOT = Path(__file__).parent.parent
 COUNTS = {"train": 22, "validation": 7}
 
 
@@ -304,6 +309,57 @@ def test_rows_of_several_processes_are_the_rows_of_one(root):
         np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in parts]))
 
 
+SHARE = """
+import sys
+import jax
+import numpy as np
+from binwrn_jax import sharding
+from binwrn_jax.data import pipeline, sources
+
+port, process, root, out = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+spec, mesh = sources.dataset_spec("imagenet2012"), sharding.make_mesh()
+data = pipeline.StreamedData(spec, "train", root, mesh, 8, seed=4, augmentation="scale_aspect_flip")
+test = pipeline.StreamedData(spec, "validation", root, mesh, 8)
+found = {}
+for name, batch in (("train", data.batch(3)), ("test", next(test.in_order()))):
+    for field, value in batch.items():
+        assert value.shape[0] == 8
+        for shard in value.addressable_shards:
+            found[f"{name} {field} {shard.index[0].start}"] = np.asarray(shard.data)
+np.savez(out, **found)
+"""
+
+
+def test_each_of_two_processes_reads_its_share(root, tmp_path):
+    """Real processes, two devices each: together they hold what one process has."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    files = [tmp_path / f"{process}.npz" for process in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARE, port, str(process), str(root), str(file)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for process, file in enumerate(files)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    shares = [dict(np.load(file)) for file in files]
+    assert not shares[0].keys() & shares[1].keys()
+    together = {**shares[0], **shares[1]}
+    whole = streamed(root, seed=4, augmentation="scale_aspect_flip")
+    for name, batch in (("train", whole.batch(3)), ("test", next(streamed(root, "validation").in_order()))):
+        for field, value in host(batch).items():
+            parts = [together[f"{name} {field} {start}"] for start in (0, 2, 4, 6)]
+            np.testing.assert_array_equal(np.concatenate(parts), value)
+    whole.close()
+
+
 def test_in_order_covers_every_image_once(root):
     data = streamed(root, "validation", batch_size=4)
     batches = [host(batch) for batch in data.in_order()]
@@ -409,12 +465,15 @@ def test_tfrecords_are_read_at_random(root, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model folder of a tiny network for 224x224 images, with moments that make its logits differ."""
-    fields = {**base_config().model.to_dict(), "depth": 8, "width": 1 / 16, "weights": "32bit"}
-    init = jax.jit(build_model(fields, 1000).init)
-    variables = init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))
-    # Moments that are no network's own, but keep its logits small.
-    stats = jax.tree.map(lambda x: np.full_like(x, 40), variables["batch_stats"])
-    stats["bn0"] = {"mean": np.full(3, 120, np.float32), "var": np.full(3, 3600, np.float32)}
+    fields = {**base_config().model.to_dict(), "depth": 8, "width": 0.25, "weights": "32bit"}
+    network = build_model(fields, 1000)
+    images = np.stack([picture(32, 32, seed) for seed in range(16)])
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    apply = jax.jit(functools.partial(network.apply, train=True, mutable=["moments", "batch_stats"]))
+    moments = jax.device_get(apply(variables, images)[1]["moments"])
+    stats = {name: {"mean": m["mean"], "var": m["std"] ** 2} for name, m in moments.items()}
+    # Only the first ten classes have a chance: so some of the seven labels are right, and some among five.
+    stats["bn8"] = {**stats["bn8"], "mean": stats["bn8"]["mean"] + 30 * (np.arange(1000) >= 10)}
     description = {
         "model": fields,
         "num_classes": 1000,
@@ -451,7 +510,7 @@ def test_measured_over_the_crops_of_each_image(predictor, root, crops):
     np.testing.assert_array_equal(labels, range(7))
     own = average[labels, labels]
     rank = (average > own[:, None]).sum(1)
-    assert result["n"] == 7
+    assert result["n"] == 7 and len(np.unique(rank)) > 2
     assert result["error"] == pytest.approx(100 * (rank > 0).mean())
     assert result["top5_error"] == pytest.approx(100 * (rank > 4).mean())
     assert result["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-4)
