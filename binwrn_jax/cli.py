@@ -20,10 +20,13 @@ VERBS = {
     "inspect": ("inspect", "list the layers of a model with their bits"),
     "export": ("export", "write a model as a packed, ONNX or StableHLO file, proven equal"),
     "verify": ("verify", "prove that a packed file is what it says"),
+    "preflight": (
+        "preflight",
+        "compile a training step for machines elsewhere: does it fit, how fast",
+    ),
     "predict": ("predict", "name what is on images"),
     "experiments": ("experiments", "the paper's tables and figures: list them, run them"),
     "report": ("report", "the paper's tables and figures with the values that runs have measured"),
-    "data": ("data", "prepare a data set, or say what is there and what has to be downloaded"),
 }
 
 
@@ -110,6 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(f"binwrn_jax.commands.{module_name}")
         verb_parser = argparse.ArgumentParser(prog=f"binwrn {arguments[0]}", description=description)
         module.add_arguments(verb_parser)
-        return module.run(verb_parser.parse_args(arguments[1:]))
+        if not getattr(module, "TAKES_CONFIG", False):
+            return module.run(verb_parser.parse_args(arguments[1:]))
+        options, config_flags = verb_parser.parse_known_args(arguments[1:])
+        return module.run(options, config_flags)
 
     return guarded(program)

@@ -72,6 +72,8 @@ def parse_flags(argv: list[str], default_config: Path) -> tuple[ConfigDict, Path
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: options begin with --, see --help")
     file, _, spec = _given(argv, default_config).partition(":")
+    if "://" in values.workdir:
+        raise UserError(f"--workdir {values.workdir} is no folder: mount the bucket, see tpu/README.md")
     name = re.sub(r"[^\w.-]+", "_", f"{Path(file).stem}:{spec}").strip("_")
     workdir = Path(values.workdir or f"runs/{name}-seed{seed}")
     return config, workdir, help_wanted

@@ -6,6 +6,7 @@ jitted program then runs on one CPU, eight GPUs or a pod; XLA inserts the all-re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,13 +16,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from binwrn_jax.errors import UserError
 
 
-def make_mesh(devices: int = 0) -> Mesh:
+def make_mesh(devices: int = 0, among: Sequence[jax.Device] | None = None) -> Mesh:
     """A 1-D mesh named ``data`` over the first ``devices`` devices of all processes (0: all).
+
+    Args:
+      devices: how many.
+      among: devices to choose from, of a machine that is elsewhere for example; default those that JAX sees.
 
     Raises:
       UserError: there are not as many devices.
     """
-    available = jax.devices()
+    available = list(among or jax.devices())
     count = devices or len(available)
     if count > len(available):
         raise UserError(f"{count} devices wanted, but JAX sees {len(available)} ({available[0].platform})")

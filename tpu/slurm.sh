@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# A training run on a GPU cluster with SLURM: one process per GPU, resumed after preemption and at the time limit.
+#
+#   WORKDIR=/shared/runs/imagenet TFDS_DATA_DIR=/shared/tfds tpu/slurm.sh VERB [--dry-run]
+#
+# WORKDIR, the data and this repository must lie on storage that all nodes share. With --dry-run every command is
+# printed and none is run.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: WORKDIR=... TFDS_DATA_DIR=... tpu/slurm.sh VERB [--dry-run]
+
+  setup     the packages, in .venv of this repository (PYTHON, 3.11 to 3.13)
+  launch    submit the job; resume is the same
+  status    of the job
+  logs      follow them
+  stop      end the job; it saves first
+  job       what SLURM runs
+
+variables:
+  WORKDIR, TFDS_DATA_DIR   folders on shared storage                  (required)
+  NODES, GPUS              nodes, and GPUs of each                    (2, 8)
+  CPUS                     cores of each process                      (12)
+  HOURS                    time limit                                 (24)
+  CONFIG, FLAGS            of train.py                                (configs/imagenet.py)
+  NAME                     of the job                                 (binwrn)
+  SBATCH_FLAGS             such as '--partition=gpu --account=me'
+TEXT
+}
+
+verb="" dry=0
+for argument in "$@"; do
+  case "$argument" in
+    --dry-run) dry=1 ;;
+    -h | --help) usage; exit 0 ;;
+    -*) echo "error: unknown option $argument" >&2; exit 2 ;;
+    *) [ -z "$verb" ] || { echo "error: one verb at a time: $verb, $argument" >&2; exit 2; }
+      verb=$argument ;;
+  esac
+done
+[ -n "$verb" ] || { usage >&2; exit 2; }
+for variable in WORKDIR TFDS_DATA_DIR; do
+  [ -n "${!variable:-}" ] || { echo "error: set $variable, see --help" >&2; exit 2; }
+done
+NODES=${NODES:-2} GPUS=${GPUS:-8} CPUS=${CPUS:-12} HOURS=${HOURS:-24} NAME=${NAME:-binwrn}
+CONFIG=${CONFIG:-configs/imagenet.py}
+read -r -a flags <<<"${FLAGS:-}"
+read -r -a sbatch_flags <<<"${SBATCH_FLAGS:-}"
+log=$WORKDIR/slurm.log
+
+# Prints a command as it could be typed; runs it unless this is a dry run.
+run() {
+  local text="" word
+  for word in "$@"; do
+    case "$word" in *[!A-Za-z0-9_./:=@%,+-]* | "") word="'${word//\'/\'\\\'\'}'" ;; esac
+    text+="${text:+ }$word"
+  done
+  printf '+ %s\n' "$text"
+  [ "$dry" = 1 ] || "$@"
+}
+
+setup() {
+  run "${PYTHON:-python3}" -m venv "$repo/.venv"
+  run "$repo/.venv/bin/pip" install --quiet --constraint "$repo/constraints.txt" --editable "${repo}[cuda]"
+}
+
+launch() {
+  run mkdir -p "$WORKDIR"
+  # TERM five minutes before the limit: the run saves and exits with 0, and `job` puts itself back in the queue.
+  # All GPUs of a node are visible to its processes: JAX gives each its own.
+  run env WORKDIR="$WORKDIR" TFDS_DATA_DIR="$TFDS_DATA_DIR" CONFIG="$CONFIG" FLAGS="${FLAGS:-}" REPO="$repo" \
+    sbatch --job-name="$NAME" --nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS" \
+    --cpus-per-task="$CPUS" --time="$HOURS:00:00" --signal=TERM@300 --requeue --open-mode=append \
+    --output="$log" --chdir="$repo" --export=ALL --dependency=singleton "${sbatch_flags[@]}" "$repo/tpu/slurm.sh" job
+}
+
+job() {
+  run srun --kill-on-bad-exit=1 "$repo/.venv/bin/python" train.py --config="$CONFIG" --workdir="$WORKDIR" "${flags[@]}"
+  # Stopped in mid-run, not failed (that ended this script): back into the queue.
+  if [ "$dry" = 1 ] || [ ! -e "$WORKDIR/summary.json" ]; then
+    run scontrol requeue "${SLURM_JOB_ID:-JOB}"
+  fi
+}
+
+# SLURM runs a copy of this file from elsewhere.
+repo=${REPO:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+case "$verb" in
+  setup | launch | job) "$verb" ;;
+  resume) launch ;;
+  status) run squeue --me --name="$NAME" ;;
+  logs) run tail -n 100 -F "$log" ;;
+  stop) run scancel --name="$NAME" --signal=TERM --me ;;
+  *) echo "error: unknown verb $verb, see --help" >&2; exit 2 ;;
+esac
