@@ -3,11 +3,12 @@
 python benchmarks/native_runtime.py model.packed --output result.json
 
 Each engine lives in a process of its own; they take turns, one inference each per round, so that a noisy
-machine disturbs all alike: ratios are of the same round. Engines that are not installed are left out and
-said to be; --engine-python names an interpreter that has them (pip install numpy onnxruntime openvino ncnn
-torch). All compute in float32, which their logits are checked for, with the multiply-adds after a convolution
-folded into its weights. ncnn has no batches: it gets one image at a time. Seconds are medians with quartiles,
-processor time beside wall time.
+machine disturbs all alike: ratios are of the same round. A rest between turns keeps threads that spin after
+their work out of the next turn. Engines that are not installed are left out and said to be; --engine-python
+names an interpreter that has them (pip install numpy onnxruntime openvino ncnn torch). All compute in
+float32, which their logits are checked for, with the multiply-adds after a convolution folded into its
+weights. ncnn has no batches: it gets one image at a time. Seconds are medians with quartiles, processor
+time beside wall time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy as np
 
 ENGINES = ("native", "onnxruntime", "openvino", "ncnn", "torch", "sgemm")
 SGEMM = 1536
+REST = 0.25  # seconds before each turn: threads of OpenMP and OpenBLAS go on spinning after their work
 
 
 # --- the float network, made in the parent ------------------------------------------------------------------
@@ -432,6 +434,7 @@ def main() -> None:
                 samples: dict[str, list[dict[str, float]]] = {engine: [] for engine in processes}
                 for _ in range(arguments.rounds if batch == 1 else max(5, arguments.rounds // 4)):
                     for engine, (process, _) in processes.items():
+                        time.sleep(REST)
                         process.stdin.write(f"{3 if batch == 1 else 1} {batch}\n")
                         process.stdin.flush()
                         samples[engine].append(json.loads(process.stdout.readline()))

@@ -100,6 +100,7 @@ typedef struct {
   float *logits;
   uint64_t first_step, steps; /* below MAX_STEPS both */
   uint64_t number;            /* of the run */
+  int processor;              /* of the thread that calls */
 } job;
 
 /* One thread's share of a run. */

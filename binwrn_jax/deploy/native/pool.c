@@ -1,5 +1,10 @@
 /* Threads that wait between runs, and hand each other the items of one step after the other. */
+#ifdef __linux__
+#define _GNU_SOURCE /* sched_getcpu and the affinity of one thread */
+#include <sched.h>
+#else
 #define _POSIX_C_SOURCE 200809L
+#endif
 
 #include <pthread.h>
 #include <signal.h>
@@ -69,6 +74,31 @@ void binwrn_pool_wait(struct pool *pool, uint64_t step) {
   pthread_mutex_unlock(&pool->mutex);
 }
 
+/* The processor that this thread is on; -1 where the system does not say. */
+static int this_processor(void) {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+/* Leaves a processor. Linux may wake a worker on the processor of the thread that calls, and leave both there for
+ * many runs although another one is idle: two threads are then no faster than one. So a worker that finds itself
+ * there moves, and may be moved anywhere again. */
+static void leave(int processor) {
+#ifdef __linux__
+  cpu_set_t allowed, others;
+  if (processor < 0 || processor >= CPU_SETSIZE || sched_getcpu() != processor) return;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  others = allowed;
+  CPU_CLR(processor, &others);
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+  (void)processor;
+#endif
+}
+
 static void *work(void *argument) {
   struct worker *worker = argument;
   struct pool *pool = worker->pool;
@@ -84,6 +114,7 @@ static void *work(void *argument) {
     job = pool->job; /* a copy: the next run may begin before this thread has seen the end of this one */
     pthread_mutex_unlock(&pool->mutex);
     seen = job.number;
+    leave(job.processor);
     binwrn_work(pool->model, &job, worker->number);
   }
 }
@@ -137,6 +168,7 @@ void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, ui
   pool->job.logits = logits;
   pool->job.first_step = (pool->job.first_step + pool->job.steps) % MAX_STEPS;
   pool->job.steps = steps;
+  pool->job.processor = this_processor();
   pool->job.number++;
   job = pool->job;
   pthread_cond_broadcast(&pool->changed);
