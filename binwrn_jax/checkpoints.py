@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -86,7 +87,8 @@ class Checkpoints:
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         path = self._directory / str(step)
-        with _readable(path, "delete this folder to resume from the checkpoint before it"):
+        remedy = "delete this folder to resume from the checkpoint before it, or choose another --workdir"
+        with _readable(path, remedy):
             return self._manager.restore(step, args=self._ocp.args.StandardRestore(abstract))
 
     def wait(self) -> None:
@@ -100,11 +102,17 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _readable(path: Path, remedy: str) -> Any:
+    # Orbax logs an error of its own before it raises one, and may go on without what it could not read.
+    orbax_log = logging.getLogger("absl")
+    level = orbax_log.level
+    orbax_log.setLevel(logging.CRITICAL)
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}): {remedy}") from error
+    finally:
+        orbax_log.setLevel(level)
 
 
 def save_model(directory: Path, variables: dict[str, Any], description: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import importlib
 import logging
@@ -10,8 +11,23 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from binwrn_jax.errors import UserError
+
+# A path that cannot be used is the user's to mend, whoever comes upon it.
+PATH_ERRORS = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 # Each verb is a module of binwrn_jax.commands, imported only when it runs: `binwrn --help` is instant.
 VERBS = {
@@ -44,10 +60,10 @@ def guarded(program: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        full = disk_full(error)
-        if not full:
+        line = disk_full(error) or path_error(error)
+        if not line:
             raise
-        message = full
+        message = line
     # \n first: a live progress line may stand where the message is to go.
     print(("\n" if sys.stdout.isatty() else "") + f"error: {message}", file=sys.stderr)
     return 2
@@ -68,6 +84,21 @@ def disk_full(error: BaseException) -> str | None:
             return f"disk full{where}: free some space and run the same command to go on"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def path_error(error: Exception) -> str | None:
+    """One line about a file or folder that cannot be used, if that is what an exception says."""
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
+        return f"cannot use {error.filename} ({error.strerror}): choose another path"
+    return None
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a `UserError`."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def train_main(argv: list[str], default_config: Path) -> int:
@@ -96,22 +127,28 @@ def train_main(argv: list[str], default_config: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The program ``binwrn``; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="binwrn",
-        description="Networks with one bit per weight: evaluate and deploy what train.py trained.",
-        epilog="verbs:\n" + "".join(f"  {name:12} {help_}\n" for name, (_, help_) in VERBS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "verb", choices=VERBS, metavar="VERB", help="see below; `binwrn VERB --help` has more"
-    )
-    if not arguments or arguments[0] not in VERBS:
-        parser.parse_args(arguments[:1])  # --help, or a message and exit code 2
-    module_name, description = VERBS[arguments[0]]
 
     def program() -> int:
+        verb = next((argument for argument in arguments if not argument.startswith("-")), None)
+        if not arguments or arguments[0] != verb:
+            from binwrn_jax import __version__
+
+            parser = Parser(
+                prog="binwrn",
+                description="Networks with one bit per weight: evaluate and deploy what train.py trained.",
+                epilog="verbs:\n" + "".join(f"  {name:12} {help_}\n" for name, (_, help_) in VERBS.items()),
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            parser.add_argument("--version", action="version", version=f"binwrn-jax {__version__}")
+            parser.add_argument("verb", metavar="VERB", help="see below; `binwrn VERB --help` has more")
+            parser.parse_args(arguments[:1])  # prints and exits, or complains
+        if verb not in VERBS:
+            near = difflib.get_close_matches(str(verb), VERBS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(f"unknown verb {verb!r}{hint}: the verbs are {', '.join(VERBS)}")
+        module_name, description = VERBS[verb]
         module = importlib.import_module(f"binwrn_jax.commands.{module_name}")
-        verb_parser = argparse.ArgumentParser(prog=f"binwrn {arguments[0]}", description=description)
+        verb_parser = Parser(prog=f"binwrn {verb}", description=description)
         module.add_arguments(verb_parser)
         if not getattr(module, "TAKES_CONFIG", False):
             return module.run(verb_parser.parse_args(arguments[1:]))

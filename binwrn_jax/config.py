@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -101,7 +102,8 @@ def parse_spec(config: ConfigDict, spec: str, extra: Mapping[str, Mapping[str, A
 
     * ``cutout``: the third augmentation (``++`` in Table 1),
     * ``plain``: no skip connections (appendix B),
-    * ``learnbn``: learn all BN scales and offsets (Fig. 6),
+    * ``learnbn``: learn all BN scales and offsets (Fig. 6), with running BN moments: those after training
+      are for layers without (section 3.2.1),
     * ``step``: the step schedule of Fig. 6 instead of warm restarts,
     * ``nobn``: the follow-up without batch norm (arXiv 1907.06916), temperature 40,
     * ``matlab``: the MATLAB version where it differs from the text (rate down to 1e-5),
@@ -122,7 +124,7 @@ def parse_spec(config: ConfigDict, spec: str, extra: Mapping[str, Mapping[str, A
         **{rule: {"model.weights": rule} for rule in WEIGHT_RULES},
         "cutout": {"augmentation": cutout},
         "plain": {"model.plain": True},
-        "learnbn": {"model.affine": True},
+        "learnbn": {"model.affine": True, "moments": "running"},
         "step": {"schedule.name": "step"},
         "nobn": {"model.norm": "none", "model.temperature": 40.0, "model.input_relu": False},
         "matlab": {"schedule.floor": 1e-5},
@@ -221,8 +223,24 @@ def check(config: ConfigDict) -> None:
         ("data.workers", config.data.workers, -1),
         ("data.prefetch", config.data.prefetch, 1),
     ):
-        if value < least:
+        if not value >= least:
             raise UserError(f"{field} is {value}: it must be at least {least}")
+    if config.seed >= 2**32:  # what a PRNG key holds
+        raise UserError(f"seed is {config.seed}: it must be below 2**32")
+    s, optimizer = config.schedule, config.optimizer
+    if not 0 <= s.floor <= s.peak < math.inf or not s.peak > 0:
+        raise UserError(
+            f"schedule.peak is {s.peak} and schedule.floor {s.floor}: the rate falls from the peak, which is "
+            "positive, to the floor, which is neither negative nor above it"
+        )
+    if not all(0 <= rate < math.inf for rate in s.rates):
+        raise UserError(f"schedule.rates are {s.rates}: they must be neither negative nor infinite")
+    if list(s.drops) != sorted(set(s.drops)) or any(drop < 1 for drop in s.drops):
+        raise UserError(f"schedule.drops are {s.drops}: they must be ascending epochs from 1 on")
+    if not 0 <= optimizer.momentum < 1:
+        raise UserError(f"optimizer.momentum is {optimizer.momentum}: it must be from 0 to below 1")
+    if not 0 <= optimizer.weight_decay < math.inf:
+        raise UserError(f"optimizer.weight_decay is {optimizer.weight_decay}: it must not be negative")
 
 
 def build_model(fields: Mapping[str, Any], num_classes: int) -> WideResNet:

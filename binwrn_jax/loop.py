@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import signal
 import statistics
 from collections import deque
@@ -69,6 +71,7 @@ class Run:
     workdir: Path
     progress: metrics.Progress
     stop: StopRequest
+    resources: contextlib.ExitStack  # what is to be closed, however the run ends
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -88,9 +91,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
     configs.check(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with locked(workdir), StopRequest() as stop:
-        return _train(Run(config, workdir, metrics.Progress(), stop))
+    with locked(workdir), StopRequest() as stop, contextlib.ExitStack() as resources:
+        return _train(Run(config, workdir, metrics.Progress(), stop, resources))
 
 
 def _train(run: Run) -> dict[str, Any]:
@@ -110,6 +112,7 @@ def _train(run: Run) -> dict[str, Any]:
         spec.name, train_split, folder, mesh, config.batch_size,
         seed=config.seed, augmentation=config.augmentation, **streaming,
     )  # fmt: skip
+    run.resources.callback(data.close)
     data.check_trains()
     steps_per_epoch = data.steps_per_epoch
     total_steps = config.epochs * steps_per_epoch
@@ -130,12 +133,14 @@ def _train(run: Run) -> dict[str, Any]:
 
     # Where an earlier process stopped, if one did.
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, cycle_ends)
+    run.resources.callback(checkpoints.close)
     latest = checkpoints.latest()
     if latest is not None:
         state = checkpoints.restore(latest, state)
         write_config(workdir, config)  # fields that may differ between two starts, such as data.dir
     step = int(state.step)
     log = metrics.MetricsLog(workdir, step, config.log.tensorboard)
+    run.resources.callback(log.close)
     environment = describe_environment()
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
     weights = sum(
@@ -224,9 +229,15 @@ def _train(run: Run) -> dict[str, Any]:
         """One training record and progress line, from sums over the steps since the last one."""
         steps = step - since["step"]
         epoch = step / steps_per_epoch
+        loss = (done["epoch_loss"] - since["epoch_loss"]) / steps
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the training diverged: the loss is {loss} at step {step}; start anew in another --workdir "
+                "with a lower schedule.peak"
+            )
         values = {
             "epoch": epoch,
-            "loss": (done["epoch_loss"] - since["epoch_loss"]) / steps,
+            "loss": loss,
             "error": 100 * (done["epoch_errors"] - since["epoch_errors"]) / (steps * config.batch_size),
             "learning_rate": float(rate(step - 1)),
             "images_per_s": clock.images_per_s or None,  # none before two measurements
@@ -301,9 +312,7 @@ def _train(run: Run) -> dict[str, Any]:
                 since = {"step": step, "epoch_loss": 0.0, "epoch_errors": 0}
 
     checkpoints.wait()
-    checkpoints.close()
-    data.close()
-    tests = log.of_kind("eval")
+    tests, epochs = log.of_kind("eval"), log.of_kind("epoch")
     rates = [record["images_per_s"] for record in log.of_kind("train") if record["images_per_s"]]
     network = f"{config.model.depth}-{config.model.width:g}"
     summary = {
@@ -316,7 +325,7 @@ def _train(run: Run) -> dict[str, Any]:
         "test": {k: v for k, v in tests[-1].items() if k not in ("kind", "step", "seconds", "cycle_end")},
         "test_error": tests[-1]["error"],
         "test_error_at_cycle_ends": {str(r["epoch"]): r["error"] for r in tests if r["cycle_end"]},
-        "train_error": log.of_kind("epoch")[-1]["train_error"],
+        "train_error": epochs[-1]["train_error"] if epochs else None,  # none where the log was lost
         "seconds": tests[-1]["seconds"],
         "images_per_s": statistics.median(rates) if rates else None,
         "devices": environment["devices"],
@@ -342,7 +351,6 @@ def _train(run: Run) -> dict[str, Any]:
     title = f"{spec.name}, {network} {config.model.weights}, seed {config.seed}: {error}"
     metrics.draw_curves(workdir / "curves.png", log.records, title)
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    log.close()
     progress.say(
         f"done: {error} after {config.epochs} epochs, "
         f"{metrics.duration(summary['seconds'])}; see {workdir / 'summary.json'} and curves.png"

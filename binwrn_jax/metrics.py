@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -15,13 +16,16 @@ Record = dict[str, Any]
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a ``metrics.jsonl``, without a last line that a kill cut short."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """The records of a ``metrics.jsonl`` up to the first line that is none: a kill or a full disk cut it."""
+    records: list[Record] = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             break
+        if not isinstance(record, dict) or not {"kind", "step", "seconds"} <= record.keys():
+            break
+        records.append(record)
     return records
 
 
@@ -47,7 +51,11 @@ class MetricsLog:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Adds one record and flushes it."""
+        """Adds one record and flushes it; numbers that are not finite, which JSON has not, become null."""
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         record = {"kind": kind, "step": step, **values}
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")

@@ -22,35 +22,71 @@ from binwrn_jax.checkpoints import write_atomically
 from binwrn_jax.errors import UserError
 from binwrn_jax.state import TrainState
 
+# What a run writes beside its config.json.
+RUN_FILES = (
+    "checkpoints",
+    "curves.png",
+    "environment.json",
+    "metrics.jsonl",
+    "model",
+    "model.safetensors",
+    "summary.json",
+    "tensorboard",
+)
+
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the folder for this process: two runs in one would spoil each other's files."""
-    with open(workdir / ".lock", "w") as file:
+    """Makes the folder and holds it for this process: two runs in one would spoil each other's files.
+
+    A folder made here in which nothing was written is removed again.
+
+    Raises:
+      UserError: another process holds it, or it cannot be made or written in.
+    """
+    made = not workdir.exists()
+    lock = workdir / ".lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise UserError(f"cannot use {workdir} ({error.strerror}): choose another --workdir") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"another run is using {workdir}: wait for it, or choose another --workdir"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if made and list(workdir.iterdir()) == [lock]:
+                lock.unlink()
+                workdir.rmdir()
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes the resolved configuration into a new workdir; refuses one of another run."""
+    """Writes the resolved configuration into a new workdir.
+
+    Raises:
+      UserError: it is of another run, or has files of no run whose names this one would use.
+    """
     path = workdir / "config.json"
     if path.exists():
         try:
             old = json.loads(path.read_text())
+            if not isinstance(old, dict):
+                raise ValueError
         except ValueError:
-            raise UserError(f"{path} is not JSON: restore it, or choose another --workdir") from None
+            raise UserError(f"{path} is damaged: restore it, or choose another --workdir") from None
         differing = configs.differences(old, config.to_dict())
         if differing:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(differing)}): choose another --workdir"
             )
-    elif (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} has checkpoints but no config.json: choose another --workdir")
+    elif found := [name for name in RUN_FILES if (workdir / name).exists()]:
+        raise UserError(f"{workdir} has {found[0]} but no config.json: choose another --workdir")
     else:
         write_config(workdir, config)
 

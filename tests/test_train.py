@@ -176,6 +176,17 @@ def run(capsys, *arguments: str) -> tuple[int, str]:
         (["--config.width=2"], r"did you mean 'model.width'"),
         (["--config.seed=x"], "invalid literal"),
         (["--config.seed=-1"], "seed is -1: it must be at least 0"),
+        (["--config.seed=4294967296"], r"it must be below 2\*\*32"),
+        (["--config.model=3"], "not a dict"),
+        (["--config.model.width=nan"], "width nan is no number of channels"),
+        (["--config.model.temperature=nan"], "temperature nan must be positive"),
+        (["--config.schedule.peak=nan"], "schedule.peak is nan"),
+        (["--config.schedule.peak=0.00001"], "schedule.peak is 1e-05 and schedule.floor 0.0001"),
+        (["--config.schedule.floor=-1"], "floor, which is neither negative"),
+        (["--config.schedule.drops=(20,10)"], r"schedule.drops are \(20, 10\): they must be ascending"),
+        (["--config.schedule.rates=(0.1,-1,0.1)"], "schedule.rates are"),
+        (["--config.optimizer.momentum=1"], "momentum is 1.0: it must be from 0 to below 1"),
+        (["--config.optimizer.weight_decay=-1"], "weight_decay is -1.0: it must not be negative"),
         (["--wrokdir=x"], "workdir"),
         (["runs"], "unexpected argument 'runs'"),
         (["--config=configs/nothing.py"], "no config file configs/nothing.py"),
@@ -199,7 +210,30 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, arguments, m
     assert code == 2
     assert re.search(message, error), error
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert not list(workdir.glob("[!.]*"))
+    assert not workdir.exists()
+
+
+def test_a_workdir_that_cannot_be_used(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        code, error = run(capsys, f"--workdir={workdir}")
+        assert code == 2
+        assert error.startswith(f"error: cannot use {workdir} (") and error.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_divergence_stops_the_run(capsys, tmp_path):
+    code, error = run(
+        capsys,
+        "--config=configs/digits.py:8-0.25,32bit,nobn",
+        f"--workdir={tmp_path}",
+        "--config.schedule.peak=1e30",
+        "--config.log.every_steps=5",
+    )
+    assert code == 2
+    assert re.search(r"^error: the training diverged: the loss is \w+ at step \d+;", error), error
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
 
 
 def test_batch_must_divide_over_the_devices(capsys, tmp_path):
@@ -262,6 +296,27 @@ def test_workdir_of_another_config_names_the_fields(capsys, whole, tmp_path):
     assert snapshot(workdir) == before
 
 
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b'{"kind": "train"}\n', b"[1]\n"])
+def test_a_lost_log_does_not_stop_the_run(capsys, whole, tmp_path, content):
+    workdir = copy_of(whole, tmp_path)
+    (workdir / "metrics.jsonl").unlink()
+    if content is not None:
+        (workdir / "metrics.jsonl").write_bytes(content)
+    code, error = run(capsys, *RUN, f"--workdir={workdir}")
+    assert code == 0, error
+    summary, before = (json.loads((w / "summary.json").read_text()) for w in (workdir, whole))
+    assert summary["test_error"] == before["test_error"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+def test_damaged_config_json(capsys, whole, tmp_path, content):
+    workdir = copy_of(whole, tmp_path)
+    (workdir / "config.json").write_text(content)
+    code, error = run(capsys, *RUN, f"--workdir={workdir}")
+    assert code == 2 and error.count("\n") == 1
+    assert "config.json is damaged: restore it" in error
+
+
 def test_corrupt_checkpoint_is_named_and_kept(capsys, whole, tmp_path):
     workdir = copy_of(whole, tmp_path)
     for path in (workdir / "checkpoints" / "168").rglob("*"):
@@ -286,6 +341,14 @@ def test_foreign_files_among_the_checkpoints(capsys, tmp_path):
     assert code == 2
     assert "has checkpoints but no config.json" in error
     assert (tmp_path / "checkpoints" / "thesis.tex").read_text() == "all of it"
+
+
+def test_a_folder_with_files_of_our_names(capsys, tmp_path):
+    (tmp_path / "model").write_text("3D")
+    code, error = run(capsys, f"--workdir={tmp_path}")
+    assert code == 2
+    assert "has model but no config.json" in error
+    assert (tmp_path / "model").read_text() == "3D"
 
 
 def test_two_runs_in_one_folder(capsys, tmp_path):
@@ -341,6 +404,24 @@ def test_full_disk_is_recognised_wherever_it_comes_from(capsys):
     for program in (write, write_deep):
         assert cli.guarded(program) == 2
         assert capsys.readouterr().err.startswith("error: disk full")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: VERB; see binwrn --help"),
+        (["evalute", "x"], "unknown verb 'evalute' (did you mean 'evaluate'?): the verbs are import, "),
+        (["--json", "evaluate"], "see binwrn --help"),
+        (["evaluate", "x"], "the following arguments are required: --dataset; see binwrn evaluate --help"),
+        (["export", "x", "--format", "tflite", "--output", "y"], "invalid choice: 'tflite'"),
+        (["evaluate", "x", "--dataset", "digits", "--limit", "all"], "--limit: invalid int value: 'all'"),
+    ],
+)
+def test_wrong_arguments_of_binwrn_are_one_line(capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
 
 
 def test_help_shows_the_fields(capsys):

@@ -14,10 +14,10 @@ import numpy as np
 
 from binwrn_jax.checkpoints import load_model
 from binwrn_jax.data.sources import DATASETS, dataset_spec, is_prepared, load
-from binwrn_jax.deploy.packed import PackedModel, open_packed, pack, read_packed, write_packed
+from binwrn_jax.deploy.packed import PackedModel, pack, read_packed, write_packed
 from binwrn_jax.deploy.verified import PACKED_READERS, exact_arithmetic, reference_of, write_verified
 from binwrn_jax.errors import UserError
-from binwrn_jax.runtime import Predictor, kind_of
+from binwrn_jax.runtime import Predictor, kind_of, open_model
 
 FORMATS = ("packed", "onnx", "stablehlo", "c")
 IMAGES = 100
@@ -25,7 +25,7 @@ IMAGES = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("model", type=Path, help="workdir, model folder, or packed file")
+    parser.add_argument("model", type=Path, help="workdir, model folder, packed or ONNX file")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--license", metavar="TEXT", help="of the weights, kept in the file")
@@ -39,13 +39,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Exports, reads back, compares, and says what came of it."""
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}: it must be at least 1")
-    if kind_of(arguments.model) == "packed":
-        packed = read_packed(arguments.model)
+    kind = kind_of(arguments.model)
+    if kind == "stablehlo":
+        raise UserError(f"{arguments.model} is a program and no longer a network: export its packed file")
+    if kind in ("packed", "onnx"):
+        if kind == "packed":
+            packed = read_packed(arguments.model)
+        else:
+            from binwrn_jax.deploy.onnx_file import read_onnx
+
+            packed = read_onnx(arguments.model)
         if arguments.license:
             packed = dataclasses.replace(packed, metadata={**packed.metadata, "license": arguments.license})
         images, what = images_for(packed.description, arguments.images, arguments.data_dir)
         with exact_arithmetic():
-            reference = open_packed(arguments.model)(images)
+            reference = open_model(arguments.model)(images)
     else:
         variables, description = load_model(arguments.model)
         images, what = images_for(description, arguments.images, arguments.data_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -62,6 +63,8 @@ def architecture(depth: int, width: float) -> Architecture:
     ((3, 3, 3), 160)
     """
     imagenet = depth in IMAGENET_BLOCKS
+    if not math.isfinite(width):
+        raise UserError(f"width {width} is no number of channels: use 4, for example")
     channels = round((64 if imagenet else 16) * width)
     if channels < 1:
         raise UserError(f"width {width} leaves no channel: use at least {1 / 16}")
@@ -132,7 +135,7 @@ class WideResNet(nn.Module):
             raise UserError(f"unknown norm {self.norm!r}: choose one of {', '.join(NORMS)}")
         if self.num_classes < 2:
             raise UserError(f"{self.num_classes} classes are no classification: use at least 2")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise UserError(f"temperature {self.temperature} must be positive")
 
     @nn.compact
