@@ -276,6 +276,20 @@ def test_packed_network_comes_back_from_onnx(name, tmp_path):
     assert serialise(onnx_file.read_onnx(tmp_path / "model.onnx")) == serialise(packed)
 
 
+def test_onnx_and_stablehlo_files_as_the_source_of_an_export(packed, tmp_path, capsys):
+    from binwrn_jax.cli import main
+
+    onnx_file.write_onnx(packed, tmp_path / "model.onnx")
+    stablehlo.write_stablehlo(packed, tmp_path / "model.stablehlo")
+    output = tmp_path / "model.safetensors"
+    arguments = ["--format", "packed", "--output", str(output), "--images", "4"]
+    assert main(["export", str(tmp_path / "model.onnx"), *arguments]) == 0
+    assert output.read_bytes() == serialise(packed)
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "model.stablehlo"), *arguments]) == 2
+    assert "is a program and no longer a network" in capsys.readouterr().err
+
+
 def test_stablehlo_runs_from_plain_jax(packed, tmp_path):
     stablehlo.write_stablehlo(packed, tmp_path / "model.stablehlo")
     line, header, program = (tmp_path / "model.stablehlo").read_bytes().split(b"\n", 2)
