@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -102,17 +102,11 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _readable(path: Path, remedy: str) -> Any:
-    # Orbax logs an error of its own before it raises one, and may go on without what it could not read.
-    orbax_log = logging.getLogger("absl")
-    level = orbax_log.level
-    orbax_log.setLevel(logging.CRITICAL)
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}): {remedy}") from error
-    finally:
-        orbax_log.setLevel(level)
 
 
 def save_model(directory: Path, variables: dict[str, Any], description: dict[str, Any]) -> None:
@@ -137,10 +131,16 @@ def save_model(directory: Path, variables: dict[str, Any], description: dict[str
     fresh.mkdir(parents=True)
     # On the host a model belongs to no number of devices.
     host = jax.tree.map(np.asarray, jax.device_get(variables))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(fresh / "variables", host)
     content = {"format": MODEL_FORMAT, **description}
-    write_atomically(fresh / MODEL_FILE, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(fresh / "variables", host)
+        write_atomically(fresh / MODEL_FILE, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    except BaseException:  # a full disk, for example
+        for seconds in (0.0, 0.1, 0.4, 1.0):  # Orbax's other threads are still writing, and make folders anew
+            time.sleep(seconds)
+            shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if directory.exists():
         directory.rename(old)
     fresh.rename(directory)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import absl.logging
+
 from binwrn_jax.errors import UserError
 
 # A path that cannot be used is the user's to mend, whoever comes upon it.
@@ -50,6 +52,8 @@ def guarded(program: Callable[[], int]) -> int:
     """Runs a program; mistakes of the user become one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("binwrn_jax").setLevel(logging.INFO)
+    # Orbax logs each error, with tracebacks, before it raises it.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     try:
         return program()
     except UserError as error:

@@ -258,7 +258,7 @@ def _train(run: Run) -> dict[str, Any]:
         progress.say(f"stopped by {name} at step {step}, saved: run the same command to go on")
         stop.check()
 
-    before = log.records[-1]["seconds"] if log.records else 0.0
+    before = log.records[-1].get("seconds", 0.0) if log.records else 0.0
     clock = metrics.Clock(config.batch_size, before)
     evaluated = {record["step"] for record in log.of_kind("eval")}
     # Sums since the last report; after a resume in mid-epoch those of the state count.

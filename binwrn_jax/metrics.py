@@ -23,7 +23,7 @@ def read_records(path: Path) -> list[Record]:
             record = json.loads(line)
         except ValueError:
             break
-        if not isinstance(record, dict) or not {"kind", "step", "seconds"} <= record.keys():
+        if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
             break
         records.append(record)
     return records

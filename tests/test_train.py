@@ -1,5 +1,6 @@
 """The run as a user meets it: real processes, real digits, signals, resuming, bad input."""
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from binwrn_jax import cli
+from binwrn_jax import checkpoints, cli
 from binwrn_jax.checkpoints import load_model
 from binwrn_jax.metrics import read_records
 
@@ -404,6 +405,20 @@ def test_full_disk_is_recognised_wherever_it_comes_from(capsys):
     for program in (write, write_deep):
         assert cli.guarded(program) == 2
         assert capsys.readouterr().err.startswith("error: disk full")
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    variables = {"params": {"conv0": {"kernel": np.zeros((1, 1, 1, 2), np.float32)}}}
+    checkpoints.save_model(tmp_path / "model", variables, {"epoch": 1})
+    before = snapshot(tmp_path)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save_model(tmp_path / "model", variables, {"epoch": 2})
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize(
