@@ -52,8 +52,9 @@ def guarded(program: Callable[[], int]) -> int:
     """Runs a program; mistakes of the user become one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("binwrn_jax").setLevel(logging.INFO)
-    # Orbax logs each error, with tracebacks, before it raises it.
+    # Orbax logs each error, with tracebacks, before it raises it; so do the event loops of its threads.
     absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         return program()
     except UserError as error:

@@ -127,7 +127,7 @@ def _train(run: Run) -> dict[str, Any]:
     state = init_state(model, optimizer, spec.image_shape, config.seed)
     if config.init_from:
         state = initial_params(state, Path(config.init_from), config.model)
-    check_disk(workdir, state, config.checkpoint.keep)
+    check_disk(workdir, state, config.checkpoint.keep + len(cycle_ends))
     claim_workdir(workdir, config)
     state = sharding.put(state, sharding.replicated(mesh))
 

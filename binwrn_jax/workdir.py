@@ -141,13 +141,23 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def check_disk(workdir: Path, state: TrainState, keep: int) -> None:
-    """Refuses to start where the checkpoints could not be written."""
+def check_disk(workdir: Path, state: TrainState, kept: int) -> None:
+    """Refuses to start where the checkpoints could not be written.
+
+    Args:
+      workdir: of the run.
+      state: what a checkpoint holds.
+      kept: checkpoints that a finished run has: the last ones and those of the cycle ends.
+
+    Raises:
+      UserError: there is too little room.
+    """
     one = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     vfs = os.statvfs(workdir)
     free = vfs.f_bavail * vfs.f_frsize
-    # The kept ones, the one being written, and the trained model.
-    need = (keep + 2) * one
+    there = sum(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    # Those to come, the one being written, and the trained model.
+    need = (max(kept - there, 0) + 2) * one
     if free < need:
         raise UserError(
             f"disk full: {workdir} has {free / 1e6:.0f} MB free, checkpoints need {need / 1e6:.0f} MB: "
