@@ -263,7 +263,8 @@ def compile_step(config: ConfigDict, devices: list[jax.Device], effort: float = 
     try:
         program = lowered.compile({"exec_time_optimization_effort": effort} if on_tpu else None)
     except jax.errors.JaxRuntimeError as error:
-        raise _out_of_memory(str(error)) or error from None
+        arguments = size_of((state_shapes(config), input_shapes(config)))
+        raise _out_of_memory(str(error), arguments) or error from None
     seconds = time.monotonic() - began
     found = program.memory_analysis()
     memory = {
@@ -288,23 +289,31 @@ def compile_step(config: ConfigDict, devices: list[jax.Device], effort: float = 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _out_of_memory(message: str) -> OutOfMemory | None:
-    """Reads libtpu's ``Used 26.33G of 15.75G hbm``; None where the error is another."""
-    match = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
+_SIZE = r"([\d.]+)([KMGT]?)i?B?"
+
+
+def _out_of_memory(message: str, arguments: int) -> OutOfMemory | None:
+    """Reads libtpu's messages; None where the error is another.
+
+    One counts all, the other, of programs that are hopeless from the start, all but the ``arguments``.
+    """
+    whole = re.search(rf"Used {_SIZE} of {_SIZE} hbm", message)
+    part = re.search(rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)", message)
+    match = whole or part
     if not match:
         return None
     used, limit = (int(float(match[i]) * _UNITS[match[i + 1]]) for i in (1, 3))
-    return OutOfMemory(used, limit)
+    return OutOfMemory(used if whole else used + arguments, limit)
 
 
-def largest_batch(
+def fitting_batch(
     batch: int,
     unit: int,
     failure: OutOfMemory,
     fixed: int,
     compile_batch: Callable[[int], Any],
 ) -> tuple[int, Any] | None:
-    """The largest global batch that fits, found by compiling smaller ones.
+    """A smaller global batch that fits, about the largest, found by compiling.
 
     The first guess is linear: what does not depend on the batch stays, the rest shrinks with it. A guess
     that fits is taken; one that does not is followed by a smaller one.
@@ -460,19 +469,19 @@ def preflight(
     data = 0 if spec.streamed else size_of(input_shapes(with_batch(config, 0)))
     try:
         program = compiled(config.batch_size)
-        report |= {"fits": True, "largest_batch": None}
+        report |= {"fits": True, "fitting_batch": None}
         report["memory"] = {**program.memory, "capacity": top.memory if top else _memory_here()}
     except OutOfMemory as failure:
         report |= {"fits": False, "memory": {"peak": failure.used, "capacity": failure.limit}}
         unit = math.lcm(count, config.model.ghost_size or 1) * config.accumulate
         fixed = size_of(state_shapes(config)) + data
-        found = largest_batch(config.batch_size, unit, failure, fixed, compiled)
-        report["largest_batch"] = found and found[0]
+        found = fitting_batch(config.batch_size, unit, failure, fixed, compiled)
+        report["fitting_batch"] = found and found[0]
         if found is None:
             return report
         program = found[1]
     # From here on it is about the batch that fits.
-    batch = report["largest_batch"] or config.batch_size
+    batch = report["fitting_batch"] or config.batch_size
     analytic = cost.training_flops(config.model.depth, config.model.width, spec.num_classes, spec.image_shape)
     steps = config.epochs * (images // batch)
     report |= {

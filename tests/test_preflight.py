@@ -24,7 +24,7 @@ from binwrn_jax.preflight import (
     activations_travel,
     by_kind,
     collective_seconds,
-    largest_batch,
+    fitting_batch,
     preflight,
     roofline,
     set_environment,
@@ -121,14 +121,14 @@ def test_what_does_not_fit_is_made_smaller(monkeypatch):
     monkeypatch.setitem(hardware.PEAKS, "toy", hardware.Peak(1e12, 1e12, limit, 1e12))
     report = preflight(config(batch_size=512), place)
     assert not report["fits"] and report["memory"] == {"peak": whole["memory"]["peak"], "capacity": limit}
-    assert 150 < report["largest_batch"] < 400
-    assert report["flops"]["analytic"] == report["largest_batch"] * training_flops(8, 0.25, 10, (8, 8, 1))
+    assert 150 < report["fitting_batch"] < 400
+    assert report["flops"]["analytic"] == report["fitting_batch"] * training_flops(8, 0.25, 10, (8, 8, 1))
     text = "\n".join(lines(report))
-    assert "DOES NOT FIT" in text and f"{report['largest_batch']} fits" in text
+    assert "DOES NOT FIT" in text and f"batch {report['fitting_batch']} fits" in text
 
 
 @pytest.mark.parametrize(("unit", "wanted"), [(16, 304), (64, 256), (512, None)])
-def test_largest_batch(unit, wanted):
+def test_fitting_batch(unit, wanted):
     """A program of 100 + 3 per image and some more at odd sizes, of which 1040 can be had."""
     tried = []
 
@@ -139,19 +139,33 @@ def test_largest_batch(unit, wanted):
             raise OutOfMemory(used, 1040)
         return used
 
-    found = largest_batch(1024, unit, OutOfMemory(100 + 3 * 1024, 1040), 100, compile_batch)
+    found = fitting_batch(1024, unit, OutOfMemory(100 + 3 * 1024, 1040), 100, compile_batch)
     assert (found and found[0]) == wanted
     assert all(batch % unit == 0 for batch in tried) and len(tried) <= 2
 
 
-def test_message_of_the_tpu_compiler():
-    message = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
-        "Used 26.50G of 15.75G hbm. Exceeded hbm capacity by 10.75G."
-    )
-    error = _out_of_memory(message)
-    assert (error.used, error.limit) == (int(26.5 * 2**30), int(15.75 * 2**30))
-    assert _out_of_memory("INTERNAL: something else") is None
+@pytest.mark.parametrize(
+    ("message", "used"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+            "Used 26.50G of 15.75G hbm. Exceeded hbm capacity by 10.75G.",
+            26.5 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+            "(18.05G) exceeds available HBM (15.75G).",
+            18.05 * 2**30 + 1000,
+        ),
+    ],
+)
+def test_messages_of_the_tpu_compiler(message, used):
+    error = _out_of_memory(message, arguments=1000)
+    assert error.used == pytest.approx(used, abs=1) and error.limit == int(15.75 * 2**30)
+
+
+def test_other_messages_of_the_tpu_compiler():
+    assert _out_of_memory("INTERNAL: something else", 0) is None
 
 
 def test_ring_times():
@@ -279,7 +293,7 @@ def test_out_of_memory_of_a_tpu_says_which_batch_fits():
     assert code == 1, err
     report = json.loads(out)
     assert not report["fits"] and report["memory"]["peak"] > report["memory"]["capacity"] > 15 * 2**30
-    assert 0 < report["largest_batch"] < 131072
+    assert 0 < report["fitting_batch"] < 131072
 
 
 @needs_libtpu

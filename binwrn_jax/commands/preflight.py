@@ -77,9 +77,9 @@ def lines(report: dict[str, Any]) -> list[str]:
         add("fits", f"{share} ({', '.join(f'{kind} {memory[kind] / GIB:.2f}' for kind in kinds)})")
     else:
         add("DOES NOT FIT", share)
-        largest = report["largest_batch"]
-        if largest is None:
-            add("largest batch", "none fits: more --config.accumulate, more memory, or a smaller network")
+        smaller = report["fitting_batch"]
+        if smaller is None:
+            add("smaller", "no batch fits: more --config.accumulate, more memory, or a smaller network")
             return out
         add(
             "largest batch",
