@@ -82,8 +82,8 @@ def lines(report: dict[str, Any]) -> list[str]:
             add("smaller", "no batch fits: more --config.accumulate, more memory, or a smaller network")
             return out
         add(
-            "largest batch",
-            f"{largest} fits, {largest // devices} per device: compiled. The rest is about it",
+            "smaller",
+            f"batch {smaller} fits, {smaller // devices} per device: compiled. The rest is about it",
         )
     if not on_tpu and report["rooflines"]:
         add("", "compiled for the CPU: an accelerator's program takes about as much memory, not the same")
