@@ -45,6 +45,7 @@ VERBS = {
     "predict": ("predict", "name what is on images"),
     "experiments": ("experiments", "the paper's tables and figures: list them, run them"),
     "report": ("report", "the paper's tables and figures with the values that runs have measured"),
+    "data": ("data", "prepare a data set, or say what is there and what has to be downloaded"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +19,7 @@ from binwrn_jax.config import build_model
 from binwrn_jax.data.sources import Arrays
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluate import summarise
-from binwrn_jax.losses import metric_sums
+from binwrn_jax.losses import average_crops, metric_sums
 
 RUNTIMES = ("auto", "numpy", "native")
 BATCH_SIZE = 100
@@ -138,48 +138,78 @@ def open_model(
     return open_packed(path)
 
 
+class Images(Protocol):
+    """Labelled images in order, of any source: `ArrayImages` or `binwrn_jax.data.pipeline.StreamedImages`."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """At most ``batch_size`` images at a time, uint8 ``[B, H, W, C]`` or, with several crops of each,
+        ``[B, crops, H, W, C]``, and their labels int32 ``[B]``."""
+        ...
+
+
+class ArrayImages:
+    """`Images` in memory."""
+
+    def __init__(self, data: Arrays) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data.labels)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Images`."""
+        for start in range(0, len(self), batch_size):
+            yield self._data.images[start : start + batch_size], self._data.labels[start : start + batch_size]
+
+
 def measure(
     predictor: Predictor,
-    data: Arrays,
+    data: Images,
     batch_size: int = BATCH_SIZE,
     progress: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """The exact error of a model on a data set, by the same sums for every runtime.
 
     Args:
       predictor: see `open_model`.
-      data: images and labels of the model's shape and classes.
-      batch_size: images per call of the predictor.
+      data: images and labels of the model's shape and classes. Over several crops of an image the softmax is
+        averaged (section 3.3), and what counts as its logits are those of the average.
+      batch_size: images per call of the predictor, fewer where they have several crops.
       progress: is told how far it has come, a line after each batch.
 
     Returns:
-      ``(result, logits)``: what `binwrn_jax.evaluate.summarise` gives, with ``seconds`` for all and
+      ``(result, logits, labels)``: what `binwrn_jax.evaluate.summarise` gives, with ``seconds`` for all and
       ``images_per_s`` of the whole batches after the first one, which compiles (of all where there is
-      no other); logits float32 ``[N, classes]``.
+      no other); logits float32 ``[N, classes]``; labels int32 ``[N]``.
     """
-    size = len(data.labels)
-    sums_of = jax.jit(metric_sums)
+    size, done = len(data), 0
+    sums_of, average = jax.jit(metric_sums), jax.jit(average_crops, static_argnums=1)
     total: dict[str, np.ndarray] | None = None
-    logits, timings = [], []
-    for start in range(0, size, batch_size):
-        labels = data.labels[start : start + batch_size]
+    logits, all_labels, timings = [], [], []
+    for images, labels in data.batches(batch_size):
         before = time.monotonic()
-        logits.append(predictor(data.images[start : start + batch_size]))
+        answer = predictor(images.reshape(-1, *images.shape[-3:]))
+        if images.ndim == 5:
+            answer = np.asarray(average(answer, images.shape[1]))
+        logits.append(answer)
+        all_labels.append(labels)
         timings.append((len(labels), time.monotonic() - before))
-        sums = jax.device_get(sums_of(logits[-1], labels, np.ones(len(labels), bool)))
+        sums = jax.device_get(sums_of(answer, labels, np.ones(len(labels), bool)))
         sums = {name: np.asarray(value, np.result_type(value, np.int64)) for name, value in sums.items()}
         total = sums if total is None else {name: total[name] + sums[name] for name in sums}
-        done = start + len(labels)
+        done += len(labels)
         progress(f"{done}/{size} images, error so far {100 * (1 - total['correct'] / done):.2f} %")
     if total is None:
         raise UserError("there are no images to evaluate")
-    rated = [timing for timing in timings[1:] if timing[0] == batch_size] or timings
+    rated = [timing for timing in timings[1:] if timing[0] == timings[0][0]] or timings
     result = {
         **summarise(total),
         "images_per_s": sum(count for count, _ in rated) / sum(seconds for _, seconds in rated),
         "seconds": sum(seconds for _, seconds in timings),
     }
-    return result, np.concatenate(logits)
+    return result, np.concatenate(logits), np.concatenate(all_labels)
 
 
 def kind_of(path: Path) -> str:

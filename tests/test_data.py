@@ -428,6 +428,129 @@ def test_tfrecord_folders(tiny_cifar10):
         sources.load("cifar10", "train")
 
 
+# --- ImageNet and its relatives ---------------------------------------------------------------------------
+
+
+def jpeg(seed, size=(30, 40), mode="RGB", kind="JPEG"):
+    import PIL.Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+def tar(files):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
+@pytest.fixture
+def imagenet_tars(tmp_path):
+    """ILSVRC 2012 in its two files, tiny; the odd images have the names of those in the original."""
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    classes = {
+        "n01440764": {"n01440764_1.JPEG": jpeg(1), "n01440764_2.JPEG": jpeg(2, mode="L")},
+        "n01739381": {"n01739381_1309.JPEG": jpeg(3, mode="CMYK")},
+        "n02105855": {"n02105855_2933.JPEG": jpeg(4, kind="PNG"), "n02105855_7.JPEG": jpeg(5)},
+    }
+    train = tar({f"{synset}.tar": tar(files) for synset, files in classes.items()})
+    (manual / "ILSVRC2012_img_train.tar").write_bytes(train)
+    names = [f"ILSVRC2012_val_{i:08}.JPEG" for i in (3, 1, 2)]
+    validation = {name: jpeg(int(name[-6])) for name in names}
+    (manual / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
+    return manual, classes, validation
+
+
+def stored(name, split):
+    """{file name: (encoded image, label)} of a prepared split."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    source = sources.open_split(name, split)
+    found = {}
+    for record in source.read(range(len(source))):
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        key = feature["file_name"].bytes_list.value[0].decode()
+        found[key] = feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
+    return found
+
+
+def test_prepare_imagenet2012(imagenet_tars, tmp_path, monkeypatch, capsys):
+    import PIL.Image
+    from tensorflow_datasets.core import shuffle
+
+    from binwrn_jax.cli import main
+
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 2000)  # the real one has to sort on disk
+    manual, classes, validation = imagenet_tars
+    assert main(["data", "--dataset", "imagenet2012", "--manual-dir", str(manual)]) == 0
+    out = capsys.readouterr().out
+    (folder,) = (tmp_path / "tfds" / "imagenet2012").iterdir()
+    assert f"imagenet2012 has been prepared in {folder}\n" in out
+    assert "train: 5 images of 1,281,167: a part" in out and "validation: 3 images of 50,000" in out
+    assert "tensorflow" not in sys.modules
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".txt", ".array_record-00000-of-00001"}
+    assert folder.name == "5.1.0" and not list(folder.parent.glob("incomplete*"))
+
+    names = sources.class_names("imagenet2012")
+    train = stored("imagenet2012", "train")
+    assert len(train) == 5
+    for synset, files in classes.items():
+        for name, original in files.items():
+            encoded, label = train[name]
+            assert names[label] == synset
+            if name in ("n01739381_1309.JPEG", "n02105855_2933.JPEG"):
+                image = PIL.Image.open(io.BytesIO(encoded))
+                assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (40, 30))
+            else:
+                assert encoded == original  # bytes as they were
+    found = stored("imagenet2012", "validation")
+    assert {name: encoded for name, (encoded, _) in found.items()} == validation
+    # The first three of the official validation labels, in order of names.
+    assert [names[found[name][1]] for name in sorted(found)] == ["n01751748", "n09193705", "n02105855"]
+
+    assert main(["data", "--dataset", "imagenet2012"]) == 0  # nothing left to do, and no tars needed
+    assert "imagenet2012 is prepared in" in capsys.readouterr().out
+
+
+def test_what_has_to_be_downloaded_by_hand(imagenet_tars, tmp_path, capsys):
+    from binwrn_jax.cli import main
+
+    manual, _, _ = imagenet_tars
+    (manual / "ILSVRC2012_img_train.tar").unlink()
+    assert main(["data", "--dataset", "imagenet2012", "--manual-dir", str(manual)]) == 2
+    message = capsys.readouterr().err
+    assert "get ILSVRC2012_img_train.tar (147.9 GB) from https://image-net.org" in message
+    assert "img_val.tar" not in message and f"into {manual}" in message and message.count("\n") == 1
+    with pytest.raises(
+        UserError, match=r"img_train.tar .*and ILSVRC2012_img_val.tar .* binwrn data --dataset"
+    ):
+        sources.load("imagenet2012", "validation", limit=1)
+    assert not (tmp_path / "tfds").exists()
+
+
+def test_prepare_imagenette_and_imagenet_v2(tmp_path, accept_tiny_files):
+    folder = tmp_path / "tfds" / "downloads" / "manual"
+    folder.mkdir(parents=True)
+    files = {f"imagenette2/{split}/n01440764/{split}_1.JPEG": jpeg(1) for split in ("train", "val")}
+    files["imagenette2/train/n03425413/other_2.JPEG"] = jpeg(2)
+    tar_gz(folder / "imagenette2.tgz", files)
+    top = "imagenetv2-matched-frequency-format-val"
+    tar_gz(folder / "imagenetv2-matched-frequency.tar.gz", {f"{top}/{c}/a.jpeg": jpeg(c) for c in (0, 999)})
+    assert sources.prepare("imagenette")[1] == {"train": 2, "validation": 1}
+    assert sorted(sources.load("imagenette", "train").labels) == [0, 7]
+    assert sources.prepare("imagenet_v2")[1] == {"test": 2}
+    loaded = sources.load("imagenet_v2", "test")
+    assert loaded.images.shape == (2, 224, 224, 3) and sorted(loaded.labels) == [0, 999]
+    assert "tensorflow" not in sys.modules
+
+
 # --- what can be wrong ------------------------------------------------------------------------------------
 
 

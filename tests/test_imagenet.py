@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import multiprocessing
@@ -9,19 +10,32 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.special
 
 from binwrn_jax import sharding
+from binwrn_jax.checkpoints import load_model, save_model
+from binwrn_jax.cli import main
+from binwrn_jax.config import base_config, build_model, check
 from binwrn_jax.data import imagenet, pipeline, records, sources
 from binwrn_jax.data.imagenet import Box
+from binwrn_jax.data.pipeline import StreamedImages
 from binwrn_jax.errors import UserError
+from binwrn_jax.evaluate import evaluate
+from binwrn_jax.runtime import measure, open_model
+from binwrn_jax.steps import make_eval_step
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR")
+ROOT = Path(__file__).parent.parent
 COUNTS = {"train": 22, "validation": 7}
 
 
@@ -295,6 +309,57 @@ def test_rows_of_several_processes_are_the_rows_of_one(root):
         np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in parts]))
 
 
+SHARE = """
+import sys
+import jax
+import numpy as np
+from binwrn_jax import sharding
+from binwrn_jax.data import pipeline, sources
+
+port, process, root, out = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+spec, mesh = sources.dataset_spec("imagenet2012"), sharding.make_mesh()
+data = pipeline.StreamedData(spec, "train", root, mesh, 8, seed=4, augmentation="scale_aspect_flip")
+test = pipeline.StreamedData(spec, "validation", root, mesh, 8)
+found = {}
+for name, batch in (("train", data.batch(3)), ("test", next(test.in_order()))):
+    for field, value in batch.items():
+        assert value.shape[0] == 8
+        for shard in value.addressable_shards:
+            found[f"{name} {field} {shard.index[0].start}"] = np.asarray(shard.data)
+np.savez(out, **found)
+"""
+
+
+def test_each_of_two_processes_reads_its_share(root, tmp_path):
+    """Real processes, two devices each: together they hold what one process has."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    files = [tmp_path / f"{process}.npz" for process in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARE, port, str(process), str(root), str(file)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for process, file in enumerate(files)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    shares = [dict(np.load(file)) for file in files]
+    assert not shares[0].keys() & shares[1].keys()
+    together = {**shares[0], **shares[1]}
+    whole = streamed(root, seed=4, augmentation="scale_aspect_flip")
+    for name, batch in (("train", whole.batch(3)), ("test", next(streamed(root, "validation").in_order()))):
+        for field, value in host(batch).items():
+            parts = [together[f"{name} {field} {start}"] for start in (0, 2, 4, 6)]
+            np.testing.assert_array_equal(np.concatenate(parts), value)
+    whole.close()
+
+
 def test_in_order_covers_every_image_once(root):
     data = streamed(root, "validation", batch_size=4)
     batches = [host(batch) for batch in data.in_order()]
@@ -392,3 +457,108 @@ def test_tfrecords_are_read_at_random(root, tmp_path, monkeypatch):
     train.write_bytes(train.read_bytes()[:-10])
     with pytest.raises(UserError, match="ends within a record"):
         sources.open_split("imagenet2012", "train", str(tmp_path / "tfds"))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model folder of a tiny network for 224x224 images, with moments that make its logits differ."""
+    fields = {**base_config().model.to_dict(), "depth": 8, "width": 0.25, "weights": "32bit"}
+    network = build_model(fields, 1000)
+    images = np.stack([picture(32, 32, seed) for seed in range(16)])
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    apply = jax.jit(functools.partial(network.apply, train=True, mutable=["moments", "batch_stats"]))
+    moments = jax.device_get(apply(variables, images)[1]["moments"])
+    stats = {name: {"mean": m["mean"], "var": m["std"] ** 2} for name, m in moments.items()}
+    # Only the first ten classes have a chance: so some of the seven labels are right, and some among five.
+    stats["bn8"] = {**stats["bn8"], "mean": stats["bn8"]["mean"] + 30 * (np.arange(1000) >= 10)}
+    description = {
+        "model": fields,
+        "num_classes": 1000,
+        "image_shape": [224, 224, 3],
+        "dataset": "imagenet2012",
+        "class_names": list(sources.class_names("imagenet2012")),
+        "input": {"resize": "center_crop"},
+    }
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, {"params": variables["params"], "batch_stats": stats}, description)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return open_model(model)
+
+
+@pytest.mark.parametrize("crops", [1, 25])
+def test_measured_over_the_crops_of_each_image(predictor, root, crops):
+    data = StreamedImages("imagenet2012", "validation", str(root), crops=crops)
+    assert len(data) == 7
+    result, logits, labels = measure(predictor, data)
+    # The same by hand, in float64.
+    validation = sources.open_split("imagenet2012", "validation", str(root))
+    images = []
+    for index, record in enumerate(validation.read(range(7))):
+        encoded, _ = records.parse(record)
+        boxes = imagenet.crop_boxes(*imagenet.image_size(encoded), index, crops)
+        images.append(imagenet.decode(encoded, boxes))
+    each = scipy.special.softmax(predictor(np.concatenate(images)).astype(np.float64), axis=1)
+    average = each.reshape(7, crops, 1000).mean(1)
+    np.testing.assert_allclose(scipy.special.softmax(logits, axis=1), average, rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(labels, range(7))
+    own = average[labels, labels]
+    rank = (average > own[:, None]).sum(1)
+    assert result["n"] == 7 and len(np.unique(rank)) > 2
+    assert result["error"] == pytest.approx(100 * (rank > 0).mean())
+    assert result["top5_error"] == pytest.approx(100 * (rank > 4).mean())
+    assert result["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-4)
+
+
+def test_the_command_and_the_run_evaluate_alike(capsys, model, root, tmp_path):
+    """The run does it on eight devices, by the evaluation step of the training loop, with padding."""
+    command = ["evaluate", str(model), "--dataset", "imagenet2012", "--data-dir", str(root), "--json"]
+    file = tmp_path / "predictions.npz"
+    options = ["--workers", "0", "--crops", "25", "--limit", "4", "--predictions", str(file)]
+    assert main([*command, *options]) == 0
+    theirs = json.loads(capsys.readouterr().out)
+    assert (theirs["n"], theirs["crops"]) == (4, 25)
+    np.testing.assert_array_equal(np.load(file)["labels"], range(4))
+    variables, description = load_model(model)
+    step = jax.jit(make_eval_step(build_model(description["model"], 1000)))
+    data = streamed(root, "validation[:4]", batch_size=8, devices=min(8, len(jax.devices())), crops=25)
+    ours = evaluate(step, variables, data.in_order())
+    for key in ("n", "correct", "top5_error"):
+        assert ours[key] == theirs[key]
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_predict_sees_what_evaluation_sees(capsys, model, predictor, root, tmp_path):
+    validation = sources.open_split("imagenet2012", "validation", str(root))
+    encoded, _ = records.parse(validation.read([2])[0])
+    (tmp_path / "photo.jpg").write_bytes(encoded)
+    pixels = np.asarray(PIL.Image.open(tmp_path / "photo.jpg"))
+    PIL.Image.fromarray(pixels).save(tmp_path / "same.png")
+    np.save(tmp_path / "crop.npy", imagenet.decode(encoded, [imagenet.center_box(*pixels.shape[:2])]))
+    files = [str(tmp_path / name) for name in ("photo.jpg", "same.png", "crop.npy")]
+    assert main(["predict", str(model), *files, "--json"]) == 0
+    answers = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
+    assert answers[0] == answers[2] and [p["class"] for p in answers[1]] == [p["class"] for p in answers[0]]
+    arrays = sources.load("imagenet2012", "validation", str(root), limit=3)
+    best = int(predictor(arrays.images[2:])[0].argmax())
+    assert answers[0][0]["class"] == best and answers[0][0]["name"].startswith("n")
+
+
+def test_crops_are_for_large_images(capsys, model):
+    assert main(["evaluate", str(model), "--dataset", "digits", "--crops", "25"]) == 2
+    assert "--crops 25 is for large images: digits is not" in capsys.readouterr().err
+    config = base_config()
+    config.eval.crops = 25
+    with pytest.raises(UserError, match=r"eval.crops 25 is for large images: cifar10 is not"):
+        check(config)
+    config.eval.crops, config.augmentation = 1, "scale_flip"
+    with pytest.raises(UserError, match="augmentation 'scale_flip' is for large images"):
+        check(config)
+    config.data.name = "imagenet2012"
+    check(config)

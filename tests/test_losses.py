@@ -8,6 +8,7 @@ import scipy.stats
 
 from binwrn_jax import cross_entropy, evaluate, metric_sums
 from binwrn_jax.evaluate import summarise, wilson
+from binwrn_jax.losses import average_crops
 
 ours = jax.jit(metric_sums)
 
@@ -148,3 +149,14 @@ def test_calibrated_predictions_have_no_calibration_error():
 def test_wilson_interval(hits, n):
     expected = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
     np.testing.assert_allclose(wilson(hits, n), (expected.low, expected.high), rtol=1e-5, atol=1e-9)
+
+
+def test_average_of_crops_is_that_of_the_softmax():
+    logits = np.random.default_rng(0).normal(0, 3, (6, 4)).astype(np.float32)
+    powers = np.exp(logits.astype(np.float64))
+    expected = (powers / powers.sum(1, keepdims=True)).reshape(2, 3, 4).mean(1)
+    averaged = np.asarray(average_crops(jnp.asarray(logits), 3))
+    np.testing.assert_allclose(np.exp(averaged), expected, rtol=1e-5)
+    # Softmax of logits that overflow exp in float32.
+    large = np.asarray(average_crops(jnp.asarray(100 * logits), 3))
+    assert np.isfinite(large).all()

@@ -14,10 +14,12 @@ import numpy as np
 
 from binwrn_jax.checkpoints import write_atomically
 from binwrn_jax.config import DTYPES
+from binwrn_jax.data.imagenet import CROPS
+from binwrn_jax.data.pipeline import StreamedImages
 from binwrn_jax.data.sources import DATASETS, DatasetSpec, dataset_spec, load
 from binwrn_jax.errors import UserError
 from binwrn_jax.metrics import Progress
-from binwrn_jax.runtime import BATCH_SIZE, RUNTIMES, Predictor, measure, open_model
+from binwrn_jax.runtime import BATCH_SIZE, RUNTIMES, ArrayImages, Images, Predictor, measure, open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="a TFDS split such as 'test[:1000]'; default the one of the paper")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="B", help="default %(default)s")
+    parser.add_argument(
+        "--crops", type=int, choices=CROPS, default=1, help="25: average 5 scales x 5 positions (ImageNet)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=-1, metavar="N",
+        help="processes that decode large images; 0: threads; default one for each core",
+    )  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="of the activations; default as the model has it")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="for a packed file")
     parser.add_argument("--predictions", type=Path, metavar="FILE.npz", help="write logits and labels")
@@ -40,6 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     split = arguments.split or spec.test_split
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size is {arguments.batch_size}: it must be at least 1")
+    if arguments.crops > 1 and not spec.streamed:
+        raise UserError(f"--crops {arguments.crops} is for large images: {spec.name} is not")
+    if arguments.workers < -1:
+        raise UserError(f"--workers is {arguments.workers}: it must be at least -1")
     if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
         raise UserError(f"cannot write {arguments.predictions}: there is no such folder")
     predictor = open_model(
@@ -48,16 +61,28 @@ def run(arguments: argparse.Namespace) -> int:
     check_fits(predictor, spec)
     # What TFDS prints while it prepares a data set is no result.
     with contextlib.redirect_stdout(sys.stderr):
-        data = load(spec.name, split, arguments.data_dir, arguments.limit)
+        data: Images
+        if spec.streamed:
+            data = StreamedImages(
+                spec.name, split, arguments.data_dir, arguments.limit, arguments.crops, arguments.workers
+            )
+        else:
+            data = ArrayImages(load(spec.name, split, arguments.data_dir, arguments.limit))
 
     progress = Progress(sys.stderr if arguments.json else sys.stdout)
-    result, logits = measure(predictor, data, arguments.batch_size, progress.show)
+    result, logits, labels = measure(predictor, data, arguments.batch_size, progress.show)
     if arguments.predictions:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, logits=logits, predictions=logits.argmax(-1), labels=data.labels)
+        np.savez_compressed(buffer, logits=logits, predictions=logits.argmax(-1), labels=labels)
         write_atomically(arguments.predictions, buffer.getvalue())
     if arguments.json:
-        values = {"model": str(arguments.model), "dataset": spec.name, "split": split, **result}
+        values = {
+            "model": str(arguments.model),
+            "dataset": spec.name,
+            "split": split,
+            "crops": arguments.crops,
+            **result,
+        }
         # JSON has no NaN, which is the loss of a network that overflows.
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -65,8 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(finite))
     else:
+        many = f", {arguments.crops} crops each" if arguments.crops > 1 else ""
         progress.say(
-            f"{spec.name} {split}, {result['n']} images: error {result['error']:.2f} % "
+            f"{spec.name} {split}, {result['n']} images{many}: error {result['error']:.2f} % "
             f"({result['n'] - result['correct']} wrong; 95 % interval {result['error_low']:.2f} to "
             f"{result['error_high']:.2f} %), top-5 error {result['top5_error']:.2f} %"
         )

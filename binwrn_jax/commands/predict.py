@@ -14,10 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from binwrn_jax.data import imagenet
 from binwrn_jax.errors import UserError
 from binwrn_jax.runtime import BATCH_SIZE, RUNTIMES, open_model
 
 Source = str | Path  # '-' or a file
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
 class Unreadable(Exception):
@@ -56,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     predictor = open_model(arguments.model, runtime=arguments.runtime)
     description = predictor.description
     resize = (description.get("input") or {}).get("resize", "bilinear")
-    if resize != "bilinear":
+    if resize not in RESIZE:
         raise UserError(f"{arguments.model} wants images resized by {resize!r}, which this version cannot do")
     names = description.get("class_names") or [str(i) for i in range(description["num_classes"])]
 
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         nonlocal failures
         for source in sources:
             try:
-                yield from read_images(source, tuple(description["image_shape"]))
+                yield from read_images(source, tuple(description["image_shape"]), resize)
             except Unreadable as error:
                 failures += 1
                 print(f"error: {error}", file=sys.stderr)
@@ -130,12 +132,15 @@ def find_images(arguments: Iterable[str]) -> Iterator[Source]:
         yield from found
 
 
-def read_images(source: Source, shape: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray]]:
+def read_images(
+    source: Source, shape: tuple[int, int, int], resize: str = "bilinear"
+) -> Iterator[tuple[str, np.ndarray]]:
     """The images of one file, in the size and channels that a model takes.
 
     Args:
       source: a file, or '-' for standard input.
       shape: ``(H, W, C)`` of the model.
+      resize: the rule of docs/packed-format.md for images of another size.
 
     Yields:
       A label for the image and its pixels, uint8 ``[H, W, C]``.
@@ -151,10 +156,10 @@ def read_images(source: Source, shape: tuple[int, int, int]) -> Iterator[tuple[s
             arrays = np.load(file, allow_pickle=False)
             several = arrays.ndim == 4
             for index, array in enumerate(arrays if several else [arrays]):
-                yield f"{name}[{index}]" if several else name, from_array(array, shape)
+                yield f"{name}[{index}]" if several else name, from_array(array, shape, resize)
         else:
             file.seek(0)
-            yield name, from_file(file, shape)
+            yield name, from_file(file, shape, resize)
     except OSError as error:
         # Pillow's own message names its buffer and not the file.
         reason = error.strerror or f"no image that Pillow reads, or a damaged one: {type(error).__name__}"
@@ -164,10 +169,11 @@ def read_images(source: Source, shape: tuple[int, int, int]) -> Iterator[tuple[s
         raise Unreadable(f"cannot read {name} ({reason})") from error
 
 
-def from_file(file: BinaryIO, shape: tuple[int, int, int]) -> np.ndarray:
+def from_file(file: BinaryIO, shape: tuple[int, int, int], resize: str = "bilinear") -> np.ndarray:
     """An image file's first picture, upright, as uint8 ``[H, W, C]``.
 
-    Transparent parts become white, 16-bit grey 8-bit, colours what the model's channels want.
+    Transparent parts become white, 16-bit grey 8-bit, colours what the model's channels want. By the rule
+    ``center_crop`` a JPEG is decoded as for training, unless it has to be turned.
 
     Raises:
       ValueError: values or channels that have no meaning here; Pillow raises other errors.
@@ -182,6 +188,9 @@ def from_file(file: BinaryIO, shape: tuple[int, int, int]) -> np.ndarray:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         with PIL.Image.open(file) as opened:
+            upright = opened.getexif().get(_ORIENTATION, 1) == 1
+            if resize == "center_crop" and opened.format == "JPEG" and upright:
+                return center_crop_of_jpeg(file, shape)
             image = PIL.ImageOps.exif_transpose(opened)
         if image.mode.startswith("I") or image.mode == "F":
             values = np.asarray(image)
@@ -193,10 +202,10 @@ def from_file(file: BinaryIO, shape: tuple[int, int, int]) -> np.ndarray:
             white = PIL.Image.new("RGBA", image.size, "white")
             image = PIL.Image.alpha_composite(white, image)
         image = image.convert("L" if shape[2] == 1 else "RGB")
-        return resized(np.asarray(image), shape)
+        return RESIZE[resize](np.asarray(image), shape)
 
 
-def from_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def from_array(array: np.ndarray, shape: tuple[int, int, int], resize: str = "bilinear") -> np.ndarray:
     """An array uint8 ``[H, W]`` or ``[H, W, C]`` as uint8 ``[H, W, C]`` of the model's size.
 
     Raises:
@@ -206,7 +215,21 @@ def from_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         array = array[..., None]
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != shape[2] or 0 in array.shape:
         raise ValueError(f"{array.dtype} of shape {array.shape}, not uint8 [H, W, {shape[2]}]")
-    return resized(array, shape)
+    return RESIZE[resize](array, shape)
+
+
+def center_crop_of_jpeg(file: BinaryIO, shape: tuple[int, int, int]) -> np.ndarray:
+    """The rule ``center_crop`` on a JPEG, pixel for pixel what evaluation sees: uint8 ``[H, W, 3]``."""
+    file.seek(0)
+    encoded = file.read()
+    return imagenet.decode(encoded, [imagenet.center_box(*imagenet.image_size(encoded))], size=shape[0])[0]
+
+
+def center_crop(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """``[H0, W0, C]`` to ``[H, W, C]`` by the rule ``center_crop``; one of the right size stays as it is."""
+    if image.shape == shape:
+        return image
+    return imagenet.resize(image, [imagenet.center_box(*image.shape[:2])], size=shape[0])[0]
 
 
 def resized(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -226,3 +249,7 @@ def resized(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         for c in range(channels)
     ]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+# By the name that a model has in ``input.resize``.
+RESIZE = {"bilinear": resized, "center_crop": center_crop}

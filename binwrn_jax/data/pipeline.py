@@ -336,3 +336,46 @@ def open_data(
         spec, split, data_dir, mesh, batch_size, seed=seed, augmentation=augmentation, crops=crops,
         workers=workers, prefetch=prefetch,
     )  # fmt: skip
+
+
+class StreamedImages:
+    """A split for `binwrn_jax.runtime.measure`: read from disk, cropped as at the end of training.
+
+    Args:
+      name: of a streamed data set.
+      split: of it.
+      data_dir: see `binwrn_jax.data.sources.load`.
+      limit: only so many images, the first ones.
+      crops: 1 or 25.
+      workers: see `StreamedData`.
+    """
+
+    def __init__(
+        self, name: str, split: str, data_dir: str | None, limit: int | None = None, crops: int = 1,
+        workers: int = 0,
+    ) -> None:  # fmt: skip
+        if limit is not None and limit < 1:
+            raise UserError(f"limit must be at least 1, not {limit}")
+        self._name, self._spec = f"{name} '{split}'", dataset_spec(name)
+        self._records = open_split(name, split, data_dir)
+        self._size = min(len(self._records), limit or len(self._records))
+        self._crops, self._workers = crops, worker_count(workers)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `binwrn_jax.runtime.Images`; with 25 crops a batch has a 25th of the images."""
+        size = -(-batch_size // self._crops)
+        source = TestBatches(
+            self._name, self._records, self._spec.num_classes, size, range(size), self._crops
+        )
+        iterator = stream(source, 0, min(self._workers, -(-self._size // size)), 2)
+        try:
+            for position, batch in enumerate(follow(iterator)):
+                count = min(size, self._size - position * size)
+                yield batch["images"][:count], batch["labels"][:count]
+                if count < size or (position + 1) * size == self._size:
+                    return
+        finally:
+            iterator.close()

@@ -14,6 +14,7 @@ import hashlib
 import io
 import itertools
 import os
+import resource
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -77,12 +78,19 @@ def parse(record: bytes) -> tuple[bytes, int]:
     return image, label
 
 
+def allow_open_files() -> None:
+    """Lets this process, and those it starts, have as many files open as the system allows at all."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class ArrayRecords:
     """`Records` of ArrayRecord files, which have an index of their own and check their bytes."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+        allow_open_files()  # each file that was read stays open, and ImageNet has 1024
         self._source = ArrayRecordDataSource(list(shards))
 
     def __len__(self) -> int:

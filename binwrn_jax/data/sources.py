@@ -1,11 +1,12 @@
-"""Data sets in memory: the 32x32 (and smaller) sets of the paper, read by TFDS without TensorFlow.
+"""Data sets: what they are, and where TFDS has prepared them, or prepares them without TensorFlow.
 
     data = load("cifar10", "train")          # Arrays: images uint8 [50000, 32, 32, 3], labels int32 [50000]
 
 Where the data come from: the `data_dir` argument, else the environment variable TFDS_DATA_DIR, else
 `~/tensorflow_datasets`. What is not prepared there is downloaded and prepared by TFDS at first use, as
 ArrayRecord. `digits` needs no download and always lives in the cache, `~/.cache/binwrn_jax/tfds` (or below
-XDG_CACHE_HOME). Prepared TFRecord folders are read as well.
+XDG_CACHE_HOME). Prepared TFRecord folders are read as well. ImageNet is too large for memory: see
+`open_split`, or `load` with a limit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import difflib
 import fcntl
 import functools
+import glob
 import io
 import logging
 import math
@@ -30,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from binwrn_jax.data import imagenet
-from binwrn_jax.data.records import Records, open_records, parse
+from binwrn_jax.data.records import Records, allow_open_files, open_records, parse
 from binwrn_jax.errors import UserError
 
 # tensorflow_datasets takes most of a second to import: only the functions that need it import it.
@@ -86,6 +88,17 @@ _CIFAR10_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 
+# What no program may download: the files, their bytes, and where a person gets them.
+BY_HAND: dict[str, tuple[str, dict[str, int]]] = {
+    "imagenet2012": (
+        "https://image-net.org/download-images (registration needed; non-commercial research only)",
+        {"ILSVRC2012_img_train.tar": 147_897_477_120, "ILSVRC2012_img_val.tar": 6_744_924_160},
+    ),
+}
+# Images that the whole of a data set has, where prepared folders of a part of it are about.
+WHOLE = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
+
+_IMAGENET_COMMON = "tensorflow_datasets.datasets.imagenet2012.imagenet_common"
 _RECORDS_PER_READ = 4096
 _MAX_BYTES = 16e9  # of a set in memory: ImageNet32 has 4 GB
 _SECONDS_BETWEEN_MESSAGES = 2.0
@@ -214,6 +227,27 @@ def is_prepared(name: str, data_dir: str | None = None) -> bool:
     return name == "digits" or _open_builder(spec, _data_root(spec, data_dir)).is_prepared()
 
 
+def prepare(
+    name: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> tuple[Path, dict[str, int]]:
+    """Downloads and prepares a data set where that is not done yet.
+
+    Args:
+      name: a key of `DATASETS`.
+      data_dir: see `load`.
+      manual_dir: folder of the files that were downloaded by hand; default `<data_dir>/downloads/manual`.
+
+    Returns:
+      The folder of the prepared data, and the number of images of each split.
+
+    Raises:
+      UserError: as `load`; what has to be downloaded by hand and where to put it.
+    """
+    spec = dataset_spec(name)
+    builder = _prepared_builder(spec, _data_root(spec, data_dir), manual_dir)
+    return Path(builder.data_dir), {s: int(info.num_examples) for s, info in builder.info.splits.items()}
+
+
 # --- the folder and its builder -------------------------------------------------------------------------
 
 
@@ -248,11 +282,11 @@ def _open_builder(spec: DatasetSpec, root: str) -> Any:
     return builder
 
 
-def _prepared_builder(spec: DatasetSpec, root: str) -> Any:
+def _prepared_builder(spec: DatasetSpec, root: str, manual_dir: str | None = None) -> Any:
     """Returns the TFDS builder of `spec` with its data on disk, preparing them first where they are not."""
     builder = _open_builder(spec, root)
     if not builder.data_path.exists():
-        builder = _prepare(spec, root)
+        builder = _prepare(spec, root, manual_dir)
     features = builder.info.features
     found = tuple(features["image"].shape), features["label"].num_classes
     if found != ((None, None, 3) if spec.streamed else spec.image_shape, spec.num_classes):
@@ -317,13 +351,30 @@ def _decode_streamed(record: bytes, spec: DatasetSpec) -> tuple[np.ndarray, int]
 # --- preparing ------------------------------------------------------------------------------------------
 
 
-def _prepare(spec: DatasetSpec, root: str) -> Any:
+def _check_by_hand(spec: DatasetSpec, manual: str) -> None:
+    """Says what has to be downloaded by hand, if something has and is not there."""
+    where, files = BY_HAND.get(spec.name, ("", {}))
+    missing = [file for file in files if not os.path.exists(os.path.join(manual, file))]
+    if missing:
+        wanted = " and ".join(f"{file} ({files[file] / 1e9:.1f} GB)" for file in missing)
+        raise UserError(
+            f"{spec.name} has to be downloaded by hand: get {wanted} from {where} into {manual}, then run "
+            f"`binwrn data --dataset {spec.name} --manual-dir {manual}`; or set TFDS_DATA_DIR or "
+            "--config.data.dir to a folder where TFDS has prepared it"
+        )
+
+
+def _prepare(spec: DatasetSpec, root: str, manual_dir: str | None) -> Any:
     """Downloads and prepares the data set below `root` as ArrayRecord and returns its builder.
 
     Safe at any interruption: TFDS writes into a folder `incomplete.*` and renames it when all is there.
     Safe when several processes come at once: one prepares, the others wait for it.
     """
+    manual = os.path.abspath(os.path.expanduser(manual_dir or os.path.join(root, "downloads", "manual")))
+    _check_by_hand(spec, manual)
     log.info("preparing %s in %s (once)", spec.name, root)
+    import tensorflow_datasets as tfds
+
     created = not os.path.exists(root)
     try:
         os.makedirs(root, exist_ok=True)
@@ -332,7 +383,10 @@ def _prepare(spec: DatasetSpec, root: str) -> Any:
             if not builder.data_path.exists():  # else another process has just done it
                 try:
                     with _without_tensorflow(builder), _quiet(spec.name == "digits"):
-                        builder.download_and_prepare(file_format="array_record")
+                        builder.download_and_prepare(
+                            file_format="array_record",
+                            download_config=tfds.download.DownloadConfig(manual_dir=manual),
+                        )
                 finally:
                     _remove_leftovers(Path(root), builder)
     except UserError:
@@ -349,7 +403,7 @@ def _prepare(spec: DatasetSpec, root: str) -> Any:
         else:
             todo = (
                 "set TFDS_DATA_DIR or --config.data.dir to a folder where TFDS has prepared it, or put the "
-                f"original files into {os.path.join(root, 'downloads', 'manual')}"
+                f"original files into {manual}"
             )
         raise UserError(
             f"{spec.name} is not prepared in {root} and cannot be prepared now ({_reason(error)}): {todo}"
@@ -383,12 +437,13 @@ def _quiet(quiet: bool) -> Iterator[None]:
 def _without_tensorflow(builder: Any) -> Iterator[None]:
     """Lets TFDS prepare a data set without TensorFlow, and notice within a minute that there is no network.
 
-    TFDS 4.9.10 reads ArrayRecord without TensorFlow, but while it prepares it calls it to open files (in
-    its extractor and in the builders of CIFAR, MNIST and SVHN), to encode arrays as PNG, and to sort more
-    than 1 GB through temporary files. Stand-ins for just these calls do the same with Python and PIL.
+    TFDS 4.9.10 reads ArrayRecord without TensorFlow, but while it prepares it calls it to open and list files
+    (in its extractor, in its shuffler, which sorts more than 1 GB through 1000 temporary files, and in many
+    builders), to encode arrays as PNG, and to re-encode the few images of ImageNet that are no RGB JPEGs.
+    Stand-ins for just these calls do the same with Python and PIL.
     """
     import PIL.Image
-    from tensorflow_datasets.core import shuffle
+    from tensorflow_datasets.core import shuffle, utils
     from tensorflow_datasets.core.download import downloader, extractor
     from tensorflow_datasets.core.features import image_feature
 
@@ -396,22 +451,35 @@ def _without_tensorflow(builder: Any) -> Iterator[None]:
         array = array[..., 0] if array.shape[-1] == 1 else array  # PIL's grey images have no channel axis
         return encoder._encode_pil_image(PIL.Image.fromarray(array))
 
+    def to_rgb_jpeg(encoded: bytes, quality: int = 100) -> bytes:
+        buffer = io.BytesIO()
+        PIL.Image.open(io.BytesIO(encoded)).convert("RGB").save(buffer, "JPEG", quality=quality)
+        return buffer.getvalue()
+
+    gfile = types.SimpleNamespace(
+        GFile=open, exists=os.path.exists, remove=os.remove, glob=glob.glob,
+        listdir=lambda path: sorted(os.listdir(path)),
+    )  # fmt: skip
     tf = types.SimpleNamespace(
-        io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
+        io=types.SimpleNamespace(gfile=gfile),
         compat=types.SimpleNamespace(as_text=str),
+        errors=types.SimpleNamespace(ResourceExhaustedError=MemoryError),  # open files: see below
     )
     # TFDS waits for ever for a server that does not answer, and tries 10 times over 200 s.
     impatient = functools.partial(downloader._open_with_requests, timeout=(10, 60))
     patches: list[tuple[Any, str, Any]] = [
         (extractor, "tf", tf),
+        (shuffle, "tf", tf),
         (image_feature._ImageEncoder, "_encode_image", encode_png),
-        (shuffle, "MAX_MEM_BUFFER_SIZE", sys.maxsize),  # sort in memory: `load` needs as much anyway
+        (utils, "jpeg_cmyk_to_rgb", to_rgb_jpeg),
+        (utils, "png_to_jpeg", to_rgb_jpeg),
         (downloader, "_open_with_requests", impatient),
         (downloader, "MAX_RETRIES", 2),
     ]
-    builder_module = sys.modules[type(builder).__module__]
-    if hasattr(builder_module, "tf"):
-        patches.append((builder_module, "tf", tf))
+    for module in (sys.modules[type(builder).__module__], sys.modules.get(_IMAGENET_COMMON)):
+        if hasattr(module, "tf"):
+            patches.append((module, "tf", tf))
+    allow_open_files()  # those 1000 are open at once
     with contextlib.ExitStack() as stack:
         for owner, name, stand_in in patches:
             stack.enter_context(unittest.mock.patch.object(owner, name, stand_in))

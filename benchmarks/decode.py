@@ -1,0 +1,185 @@
+"""How fast one core turns ImageNet's JPEGs into pixels, against tf.data's fused decode-and-crop.
+
+    TFDS_DATA_DIR=... python benchmarks/decode.py --tensorflow-python ../tf/bin/python
+
+Both decode the same 200 JPEGs with the same crops (without augmentation the central one), in turns, round
+after round, each on one thread; a rate is images by CPU seconds of the process, so that neighbours on the
+machine matter little, and the reported one the median of the rounds. TensorFlow is imported only in a process
+of its own, by the python of an environment that has it; without that option only this project is measured.
+
+Then the whole path from records to batches with 1 and 2 workers, in wall-clock time, and their memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TENSORFLOW = """
+import json, os, sys, time
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import numpy as np
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
+data = np.load(sys.argv[1], allow_pickle=False)
+ends = np.cumsum(data["lengths"])
+jpegs = [data["bytes"][e - n : e].tobytes() for n, e in zip(data["lengths"], ends)]
+
+def dataset(boxes, dct):
+    def load(jpeg, box):
+        pixels = tf.image.decode_and_crop_jpeg(jpeg, box, channels=3, dct_method=dct)
+        return tf.cast(tf.image.resize(pixels, (224, 224)) + 0.5, tf.uint8)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    return tf.data.Dataset.from_tensor_slices((jpegs, boxes)).map(load).with_options(options)
+
+runs = {
+    f"{name} {dct}".strip(): dataset(data[name], dct)
+    for name in ("random", "central") for dct in ("", "INTEGER_FAST")
+}
+if sys.argv[2] == "pixels":
+    np.save(sys.argv[3], np.stack([x.numpy() for x in runs["random"]]))
+print(json.dumps({"version": tf.__version__, "runs": list(runs)}), flush=True)
+for line in sys.stdin:
+    start = time.process_time()
+    count = sum(1 for _ in runs[line.strip()])
+    print(json.dumps(count / (time.process_time() - start)), flush=True)
+"""
+
+
+def ours(jpegs: list[bytes], boxes: list[Any]) -> float:
+    """Images per CPU second, from bytes to uint8 pixels."""
+    from binwrn_jax.data import imagenet
+
+    out = np.empty((1, imagenet.SIZE, imagenet.SIZE, 3), np.uint8)
+    start = time.process_time()
+    for jpeg, box in zip(jpegs, boxes, strict=True):
+        imagenet.decode(jpeg, [box], out)
+    return len(jpegs) / (time.process_time() - start)
+
+
+def workers(records: Any, count: int, batch_size: int, batches: int) -> dict[str, float]:
+    """Images/s by the clock of the whole path with so many workers, and the memory of one of them, in MB."""
+    import psutil
+
+    from binwrn_jax.data import pipeline
+
+    source = pipeline.TrainBatches(
+        "imagenet2012", records, 1000, batch_size, range(batch_size), 0, "scale_aspect_flip"
+    )
+    iterator = pipeline.stream(source, 0, count, count)
+    for _ in range(3 * count):  # until all have started, and their buffers are full
+        next(iterator)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(iterator)
+    rate = batches * batch_size / (time.perf_counter() - start)
+    time.sleep(2)
+    children = [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]
+    memory = [child.memory_full_info() for child in children]
+    iterator.close()
+    return {
+        "workers": count,
+        "images_per_s": rate,
+        "rss_mb": max(m.rss for m in memory) / 1e6,
+        "own_mb": max(m.uss for m in memory) / 1e6,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tensorflow-python", metavar="PYTHON", help="of an environment with TensorFlow")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=128, help="of the workers; default %(default)s")
+    parser.add_argument("--batches", type=int, default=16, help="to time the workers; default %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    arguments = parser.parse_args()
+
+    from binwrn_jax.data import imagenet
+    from binwrn_jax.data.records import parse
+    from binwrn_jax.data.sources import open_split
+
+    jpegs = []
+    for split in ("train[:160]", "validation[:40]"):
+        part = open_split("imagenet2012", split)
+        jpegs += [parse(record)[0] for record in part.read(range(len(part)))]
+    sizes = [imagenet.image_size(jpeg) for jpeg in jpegs]
+    boxes = {
+        "random": [
+            imagenet.scale_aspect_box(*size, imagenet.random_stream(0, 0, i)) for i, size in enumerate(sizes)
+        ],
+        "central": [imagenet.center_box(*size) for size in sizes],
+    }
+    result: dict[str, Any] = {
+        "images": len(jpegs),
+        "mean_bytes": statistics.mean(map(len, jpegs)),
+        "median_size": [statistics.median(side) for side in zip(*sizes, strict=True)],
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    print(json.dumps(result))
+
+    names = ["random", "central"]
+    with tempfile.TemporaryDirectory() as folder:
+        tensorflow, peers = None, []
+        if arguments.tensorflow_python:
+            file, pixels = Path(folder) / "jpegs.npz", Path(folder) / "pixels.npy"
+            joined = np.frombuffer(b"".join(jpegs), np.uint8)
+            arrays = {name: np.array(b, np.int32) for name, b in boxes.items()}
+            np.savez(file, bytes=joined, lengths=np.array([len(j) for j in jpegs]), **arrays)
+            tensorflow = subprocess.Popen(
+                [arguments.tensorflow_python, "-c", TENSORFLOW, str(file), "pixels", str(pixels)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert tensorflow.stdin and tensorflow.stdout
+            about = json.loads(tensorflow.stdout.readline())
+            peers, result["tensorflow"] = about["runs"], about["version"]
+            # The same pixels, but for decoding at a part of the size and the rounding of the resizing.
+            mine = np.stack([imagenet.decode(j, [b])[0] for j, b in zip(jpegs, boxes["random"], strict=True)])
+            difference = np.abs(mine.astype(int) - np.load(pixels))
+            result["mean_difference_of_pixels"] = float(difference.mean())
+
+        rates: dict[str, list[float]] = {}
+        for _ in range(arguments.rounds):
+            for name in names:
+                rates.setdefault(f"this project, {name}", []).append(ours(jpegs, boxes[name]))
+            for name in peers:
+                assert tensorflow and tensorflow.stdin and tensorflow.stdout
+                print(name, file=tensorflow.stdin, flush=True)
+                rates.setdefault(f"tf.data, {name}", []).append(json.loads(tensorflow.stdout.readline()))
+        if tensorflow and tensorflow.stdin:
+            tensorflow.stdin.close()
+            tensorflow.wait()
+    result["rates"] = rates
+    for name, values in rates.items():
+        middle, low, high = statistics.median(values), min(values), max(values)
+        print(f"{name:28} {middle:7.0f} images/s and core  ({low:.0f} to {high:.0f})")
+    if "mean_difference_of_pixels" in result:
+        print(f"mean difference of a pixel value {result['mean_difference_of_pixels']:.2f} of 255")
+
+    records = open_split("imagenet2012", "train")
+    result["workers"] = [workers(records, count, arguments.batch_size, arguments.batches) for count in (1, 2)]
+    for row in result["workers"]:
+        print(
+            f"{row['workers']} workers: {row['images_per_s']:.0f} images/s, {arguments.batch_size} a batch; "
+            f"memory of one {row['rss_mb']:.0f} MB, {row['own_mb']:.0f} MB of it not shared"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
