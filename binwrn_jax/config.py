@@ -35,6 +35,7 @@ FREE_FIELDS = (
     "eval.batch_size",
     "devices",
     "accumulate",
+    "profile",
 )
 
 
@@ -90,6 +91,7 @@ def base_config() -> ConfigDict:
             "devices": 0,  # 0: all that JAX sees
             "checkpoint": {"every_steps": 500, "keep": 2},
             "log": {"every_steps": 50, "tensorboard": False},
+            "profile": False,  # trace a few steps into the workdir
         }
     )
 

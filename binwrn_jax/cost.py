@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
+
+from binwrn_jax.hardware import peak
 from binwrn_jax.models.wide_resnet import architecture
 
 
@@ -52,6 +56,30 @@ def training_flops(depth: int, width: float, num_classes: int, image_shape: tupl
     first convolution needs the gradient of its input too, for the batch norm before it.
     """
     return 6 * multiply_adds(depth, width, num_classes, image_shape)
+
+
+def mfu_of_image(
+    model: Mapping[str, Any],
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    devices: Sequence[jax.Device],
+) -> float | None:
+    """Share of the peak of all devices that training on one image per second uses; None if a peak is unknown.
+
+    Times images/s it is the model FLOP/s utilisation (MFU): `training_flops` over the published rate of the
+    matrix units, see `binwrn_jax.hardware.peak`.
+
+    Args:
+      model: fields of the config, of which ``depth``, ``width`` and ``dtype`` count.
+      num_classes: N.
+      image_shape: ``(H, W, C)``.
+      devices: those that share the batch.
+    """
+    peaks = [peak(device.device_kind) for device in devices]
+    total = sum(known.flops(model["dtype"]) for known in peaks if known)
+    if None in peaks:
+        return None
+    return training_flops(model["depth"], model["width"], num_classes, image_shape) / total
 
 
 class Collective(NamedTuple):

@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from binwrn_jax import config as configs
-from binwrn_jax import metrics, sharding
+from binwrn_jax import cost, metrics, sharding
 from binwrn_jax.binarize import is_one_bit
 from binwrn_jax.checkpoints import Checkpoints, load_model, save_model, write_atomically
 from binwrn_jax.data.pipeline import open_data
@@ -28,6 +28,7 @@ from binwrn_jax.deploy.verified import pack_model
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluate import evaluate
 from binwrn_jax.moments import dataset_moments
+from binwrn_jax.profile import StepTrace
 from binwrn_jax.signals import Stopped, StopRequest
 from binwrn_jax.state import TrainState, init_state
 from binwrn_jax.steps import jit_train_step, make_eval_step, make_moments_step
@@ -240,7 +241,7 @@ def _train(run: Run) -> dict[str, Any]:
             "loss": loss,
             "error": 100 * (done["epoch_errors"] - since["epoch_errors"]) / (steps * config.batch_size),
             "learning_rate": float(rate(step - 1)),
-            "images_per_s": clock.images_per_s or None,  # none before two measurements
+            **clock.values(),
             "seconds": clock.seconds,
         }
         log.write("train", step, **values)
@@ -252,6 +253,7 @@ def _train(run: Run) -> dict[str, Any]:
 
     def save_and_stop(step: int) -> None:
         """After a signal: everything up to this step goes to disk."""
+        trace.close(step, state)
         checkpoints.save(step, state)
         checkpoints.wait()
         name = signal.Signals(stop.signum or 0).name
@@ -259,7 +261,9 @@ def _train(run: Run) -> dict[str, Any]:
         stop.check()
 
     before = log.records[-1].get("seconds", 0.0) if log.records else 0.0
-    clock = metrics.Clock(config.batch_size, before)
+    mfu = cost.mfu_of_image(config.model, spec.num_classes, spec.image_shape, list(mesh.devices.flat))
+    clock = metrics.Clock(config.batch_size, before, mfu)
+    trace = StepTrace(workdir / "profile", step, config.profile, progress.say)
     evaluated = {record["step"] for record in log.of_kind("eval")}
     # Sums since the last report; after a resume in mid-epoch those of the state count.
     since = {
@@ -271,6 +275,7 @@ def _train(run: Run) -> dict[str, Any]:
     progress.show("compiling the training step")
     while True:
         # What is due at this step, before the next one.
+        trace.at(step, state)
         epoch_end = step > 0 and step % steps_per_epoch == 0
         due = step in cycle_ends or (config.eval.every_epoch and epoch_end)
         if step in cycle_ends or (step > 0 and step % config.checkpoint.every_steps == 0):
@@ -286,7 +291,10 @@ def _train(run: Run) -> dict[str, Any]:
             break
 
         # The step itself.
-        state, step_metrics = train_step(state, data.batch(step))
+        with clock.waiting_for_data():
+            batch = data.batch(step)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, step_metrics = train_step(state, batch)
         step += 1
 
         # The host runs ahead of the device by so much and no more.
@@ -311,6 +319,7 @@ def _train(run: Run) -> dict[str, Any]:
                 )
                 since = {"step": step, "epoch_loss": 0.0, "epoch_errors": 0}
 
+    trace.close(step, state)
     checkpoints.wait()
     tests, epochs = log.of_kind("eval"), log.of_kind("epoch")
     rates = [record["images_per_s"] for record in log.of_kind("train") if record["images_per_s"]]

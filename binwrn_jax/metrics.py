@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -77,21 +79,43 @@ class MetricsLog:
 
 
 class Clock:
-    """Training time: seconds over all processes of a run, images/s, and time left.
+    """Training time: seconds over all processes of a run, images/s, time left, and what the rest says of it.
 
     Evaluation, checkpoints and compilation are left out of images/s, and counted in ``seconds``.
+
+    Attributes:
+      images_per_s: of the global batch, between the last two measurements; 0 before there are two.
+      data_wait: share of that time in which the loop waited for its next batch, 0 to 1.
     """
 
-    def __init__(self, batch_size: int, seconds_before: float = 0.0) -> None:
-        self._batch_size = batch_size
+    def __init__(
+        self, batch_size: int, seconds_before: float = 0.0, mfu_of_image: float | None = None
+    ) -> None:
+        """Starts it.
+
+        Args:
+          batch_size: images of a step.
+          seconds_before: of the run's earlier processes.
+          mfu_of_image: share of the devices' peak that one image/s uses, see `binwrn_jax.cost.mfu_of_image`.
+        """
+        self._batch_size, self._mfu_of_image = batch_size, mfu_of_image
         self._start = time.monotonic() - seconds_before
         self._window: tuple[float, int] | None = None
+        self._waited = 0.0
         self.images_per_s = 0.0
+        self.data_wait = 0.0
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the whole run, stops not counted."""
         return time.monotonic() - self._start
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Around what gets the next batch."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
 
     def pause(self) -> None:
         """Leaves out the time until the next `measure`, which starts a new window."""
@@ -102,12 +126,29 @@ class Clock:
         now = time.monotonic()
         if self._window:
             seconds, images = now - self._window[0], (step - self._window[1]) * self._batch_size
-            self.images_per_s = images / seconds
-        self._window = (now, step)
+            self.images_per_s, self.data_wait = images / seconds, self._waited / seconds
+        self._window, self._waited = (now, step), 0.0
+
+    def values(self) -> Record:
+        """For the log: ``images_per_s`` and ``data_wait``, None before two measurements, and ``mfu``, the
+        share of the devices' published peak that the convolutions use, where that peak is known."""
+        measured = bool(self.images_per_s)
+        values: Record = {
+            "images_per_s": self.images_per_s if measured else None,
+            "data_wait": self.data_wait if measured else None,
+        }
+        if self._mfu_of_image is not None:
+            values["mfu"] = self.images_per_s * self._mfu_of_image if measured else None
+        return values
 
     def rate(self) -> str:
-        """``123 images/s``; ``? images/s`` before the first measurement."""
-        return f"{self.images_per_s:.0f} images/s" if self.images_per_s else "? images/s"
+        """``123 images/s, data wait 0.1 %, MFU 45.6 %``; ``? images/s`` before the first measurement."""
+        if not self.images_per_s:
+            return "? images/s"
+        text = f"{self.images_per_s:.0f} images/s, data wait {100 * self.data_wait:.1f} %"
+        if self._mfu_of_image is not None:
+            text += f", MFU {100 * self.images_per_s * self._mfu_of_image:.1f} %"
+        return text
 
     def left(self, steps: int) -> str:
         """Time that this many steps will take, as ``1:23:45``; ``?`` before the first measurement."""

@@ -3,7 +3,10 @@
 import io
 import json
 
+import jax
+
 from binwrn_jax.metrics import Clock, MetricsLog, Progress, duration, read_records
+from binwrn_jax.profile import FIRST, StepTrace
 
 
 class Terminal(io.StringIO):
@@ -69,6 +72,47 @@ def test_clock_leaves_out_pauses(monkeypatch):
     clock.measure(8)
     assert clock.images_per_s == 200
     assert clock.seconds == 10 + 2 + 1000 + 1
+
+
+def test_clock_says_what_the_rate_means(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock(batch_size=50, mfu_of_image=0.001)
+    with clock.waiting_for_data():
+        now[0] += 5  # before the window: not of it
+    clock.measure(0)
+    assert clock.values() == {"images_per_s": None, "data_wait": None, "mfu": None}
+    for _ in range(2):
+        with clock.waiting_for_data():
+            now[0] += 0.25
+        now[0] += 0.75
+    clock.measure(4)
+    assert clock.values() == {"images_per_s": 100, "data_wait": 0.25, "mfu": 0.1}
+    assert clock.rate() == "100 images/s, data wait 25.0 %, MFU 10.0 %"
+    unknown = Clock(batch_size=50)
+    unknown.measure(0)
+    now[0] += 1
+    unknown.measure(1)
+    assert unknown.values() == {"images_per_s": 50, "data_wait": 0}
+    assert unknown.rate() == "50 images/s, data wait 0.0 %"
+
+
+def test_trace_that_never_began_and_one_cut_short(tmp_path):
+    said = []
+    trace = StepTrace(tmp_path / "a", 3, True, said.append)
+    for step in range(3, 3 + FIRST):
+        trace.at(step, None)
+    trace.close(3 + FIRST - 1, None)
+    assert said.pop().startswith("no trace") and not (tmp_path / "a").exists()
+    trace = StepTrace(tmp_path / "b", 3, True, said.append)
+    for step in range(3, 3 + FIRST + 2):
+        trace.at(step, jax.numpy.ones(3) * step)
+    trace.close(3 + FIRST + 1, None)
+    trace.close(3 + FIRST + 1, None)
+    assert said == [f"trace of steps {3 + FIRST} to {3 + FIRST} in {tmp_path / 'b'}"]
+    assert list((tmp_path / "b").glob("plugins/profile/*/*.xplane.pb"))
+    StepTrace(tmp_path / "c", 0, False, said.append).close(0, None)
+    assert len(said) == 1
 
 
 def test_duration():

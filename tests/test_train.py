@@ -77,7 +77,7 @@ def assert_same_network(workdir: Path, other: Path) -> None:
 
 def numbers(workdir: Path) -> list[dict]:
     """The log without what depends on the clock."""
-    timed = ("seconds", "images_per_s")
+    timed = ("seconds", "images_per_s", "data_wait")
     return [
         {key: value for key, value in record.items() if key not in timed}
         for record in read_records(workdir / "metrics.jsonl")
@@ -257,7 +257,7 @@ def test_missing_data_without_network_says_what_to_set(capsys, tmp_path, monkeyp
 
 
 def test_other_settings(capsys, tmp_path):
-    """32-bit weights, running moments, ghost groups, an evaluation each epoch, TensorBoard."""
+    """32-bit weights, running moments, ghost groups, an evaluation each epoch, TensorBoard, a trace."""
     code, error = run(
         capsys,
         "--config=configs/digits.py:8-0.25,32bit,step",
@@ -269,8 +269,10 @@ def test_other_settings(capsys, tmp_path):
         "--config.model.ghost_size=25",
         "--config.eval.every_epoch=true",
         "--config.log.tensorboard=true",
+        "--config.profile=true",
     )
     assert code == 0, error
+    assert list((tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb"))
     tests = [record for record in numbers(tmp_path) if record["kind"] == "eval"]
     assert [(r["epoch"], r["cycle_end"]) for r in tests] == [(1, False), (2, True), (3, True)]
     rates = {r["epoch"]: r["learning_rate"] for r in numbers(tmp_path) if r["kind"] == "train"}
