@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--config", default="cifar10", help="file of configs/ without .py")
     parser.add_argument("--spec", default="20-1,1bit,cutout")
     parser.add_argument("--train-images", type=int, default=12500, help="0: all")
+    parser.add_argument("--batch", type=int, default=0, help="0: the config's")
     parser.add_argument("--test-images", type=int, default=0, help="0: all")
     parser.add_argument("--epochs", type=int, default=3, help="an evaluation after each")
     parser.add_argument("--report-every", type=int, default=10, help="steps of a pair")
@@ -159,6 +160,7 @@ def main() -> None:
     spec = dataset_spec(config.data.name)
     if arguments.train_images:
         config.data.train_split = f"{spec.train_split}[:{arguments.train_images}]"
+    config.batch_size = arguments.batch or config.batch_size
     if arguments.test_images:
         config.data.test_split = f"{spec.test_split}[:{arguments.test_images}]"
     config.epochs, config.eval.every_epoch = arguments.epochs, True
