@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from binwrn_jax import config as configs
 from binwrn_jax import cost, sharding
+from binwrn_jax.data.on_device import StoredImages
 from binwrn_jax.data.sources import DatasetSpec, dataset_spec
 from binwrn_jax.errors import UserError
 from binwrn_jax.hardware import Peak, peak
@@ -198,19 +199,22 @@ def state_shapes(config: ConfigDict) -> TrainState:
     return jax.eval_shape(lambda: init_state(model, optimizer, spec.image_shape))
 
 
-def input_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+def input_shapes(config: ConfigDict) -> dict[str, Any]:
     """What the step of a run takes besides the state, as shapes, see `binwrn_jax.steps.fetch`."""
     spec = dataset_spec(config.data.name)
     size = config.batch_size
-    if not spec.streamed:
-        size = train_images(spec, config.data.train_split or spec.train_split)
-    inputs = {
-        "images": jax.ShapeDtypeStruct((size, *spec.image_shape), np.uint8),
-        "labels": jax.ShapeDtypeStruct((size,), np.int32),
+    if spec.streamed:
+        return {
+            "images": jax.ShapeDtypeStruct((size, *spec.image_shape), np.uint8),
+            "labels": jax.ShapeDtypeStruct((size,), np.int32),
+        }
+    stored = train_images(spec, config.data.train_split or spec.train_split)
+    rows = jax.ShapeDtypeStruct((stored, math.prod(spec.image_shape)), np.uint8)
+    return {
+        "images": StoredImages(rows, spec.image_shape),
+        "labels": jax.ShapeDtypeStruct((stored,), np.int32),
+        "indices": jax.ShapeDtypeStruct((size,), np.int32),
     }
-    if not spec.streamed:
-        inputs["indices"] = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
-    return inputs
 
 
 def size_of(shapes: Any) -> int:

@@ -17,7 +17,7 @@ from binwrn_jax.augment import augment
 from binwrn_jax.losses import Sums, average_crops, cross_entropy, metric_sums
 from binwrn_jax.state import MOMENTS_STREAM, TRAIN_STREAM, TrainState, stream_key
 
-Inputs = dict[str, jax.Array]
+Inputs = dict[str, Any]  # arrays, see `fetch`
 Metrics = dict[str, jax.Array]
 
 

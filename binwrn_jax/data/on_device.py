@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jax
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 
 from binwrn_jax import sharding
@@ -16,6 +18,24 @@ from binwrn_jax.steps import Inputs
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order of one epoch: a permutation of ``range(size)``, int32, that depends on nothing else."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size).astype(np.int32)
+
+
+class StoredImages(struct.PyTreeNode):
+    """Images on the device, one to a row: ``images[indices]`` gives a batch.
+
+    A TPU lays an array ``[N, H, W, C]`` out with N innermost, and to take images from it copies the whole
+    data set at every step, padded to four times its size (docs/results/preflight.md). From rows it takes rows.
+
+    Attributes:
+      rows: ``[N, H W C]``.
+      shape: ``(H, W, C)``.
+    """
+
+    rows: jax.Array
+    shape: tuple[int, int, int] = struct.field(pytree_node=False)
+
+    def __getitem__(self, indices: jax.Array) -> jax.Array:
+        return self.rows[indices].reshape(*indices.shape, *self.shape)
 
 
 class DeviceData:
@@ -34,9 +54,8 @@ class DeviceData:
         self.size = len(arrays.labels)
         self.steps_per_epoch = self.size // batch_size
         self._mesh, self._batch_size, self._seed = mesh, batch_size, seed
-        self._whole = sharding.put(
-            {"images": arrays.images, "labels": arrays.labels}, sharding.replicated(mesh)
-        )
+        images = StoredImages(arrays.images.reshape(self.size, -1), arrays.images.shape[1:])
+        self._whole = sharding.put({"images": images, "labels": arrays.labels}, sharding.replicated(mesh))
         self._order: tuple[int, np.ndarray] | None = None
 
     def check_trains(self) -> None:
