@@ -23,8 +23,8 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 class StoredImages(struct.PyTreeNode):
     """Images on the device, one to a row: ``images[indices]`` gives a batch.
 
-    A TPU lays an array ``[N, H, W, C]`` out with N innermost, and to take images from it copies the whole
-    data set at every step, padded to four times its size (docs/results/preflight.md). From rows it takes rows.
+    A TPU lays an array ``[N, H, W, C]`` out with N innermost: to take images from it, it copies the whole
+    data set at every step, padded to four times its size (docs/results/preflight.md).
 
     Attributes:
       rows: ``[N, H W C]``.
