@@ -529,7 +529,7 @@ def test_what_has_to_be_downloaded_by_hand(imagenet_tars, tmp_path, capsys):
     assert "get ILSVRC2012_img_train.tar (147.9 GB) from https://image-net.org" in message
     assert "img_val.tar" not in message and f"into {manual}" in message and message.count("\n") == 1
     with pytest.raises(
-        UserError, match=r"img_train.tar .*and ILSVRC2012_img_val.tar .* binwrn data --dataset"
+        UserError, match=r"img_train.tar .*and ILSVRC2012_img_val.tar .*binwrn data --dataset"
     ):
         sources.load("imagenet2012", "validation", limit=1)
     assert not (tmp_path / "tfds").exists()
