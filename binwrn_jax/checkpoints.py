@@ -109,6 +109,18 @@ def _readable(path: Path, remedy: str) -> Any:
         raise UserError(f"checkpoint {path} cannot be read ({reason}): {remedy}") from error
 
 
+def _own_checkpointer() -> Any:
+    """An Orbax checkpointer for host arrays that waits for no other process."""
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    return ocp.StandardCheckpointer(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+    )
+
+
 def save_model(directory: Path, variables: dict[str, Any], description: dict[str, Any]) -> None:
     """Writes a trained network: latent weights and BN moments beside a description of itself.
 
@@ -121,8 +133,6 @@ def save_model(directory: Path, variables: dict[str, Any], description: dict[str
       description: JSON fields: ``model`` (as in the config), ``num_classes``, ``image_shape``,
         ``dataset``, ``class_names``, and whatever else is known.
     """
-    import orbax.checkpoint as ocp
-
     directory = directory.absolute()
     fresh = directory.with_name(f".{directory.name}.new")
     old = directory.with_name(f".{directory.name}.old")
@@ -133,7 +143,7 @@ def save_model(directory: Path, variables: dict[str, Any], description: dict[str
     host = jax.tree.map(np.asarray, jax.device_get(variables))
     content = {"format": MODEL_FORMAT, **description}
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _own_checkpointer() as checkpointer:
             checkpointer.save(fresh / "variables", host)
         write_atomically(fresh / MODEL_FILE, json.dumps(content, indent=2, sort_keys=True) + "\n")
     except BaseException:  # a full disk, for example
@@ -180,8 +190,6 @@ def load_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       UserError: nothing there, corrupt, or of another format.
     """
-    import orbax.checkpoint as ocp
-
     from binwrn_jax.config import build_model
 
     directory = find_model(path)
@@ -194,6 +202,6 @@ def load_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             model.init, jax.random.key(0), np.zeros((1, *description["image_shape"]), np.uint8)
         )
         like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _own_checkpointer() as checkpointer:
             variables = checkpointer.restore(directory.absolute() / "variables", like)
     return variables, description

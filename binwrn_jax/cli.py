@@ -112,17 +112,20 @@ def train_main(argv: list[str], default_config: Path) -> int:
 
     def program() -> int:
         from binwrn_jax.config import to_json
-        from binwrn_jax.flags import USAGE, parse_flags
+        from binwrn_jax.flags import USAGE, parse_flags, take_processes
 
-        config, workdir, help_wanted = parse_flags(argv, default_config)
+        processes, rest = take_processes(argv)
+        config, workdir, help_wanted = parse_flags(rest, default_config)
         if help_wanted:
             print(USAGE + "\nThe configuration as resolved:\n" + to_json(config), end="")
             return 0
+        from binwrn_jax.distributed import job
         from binwrn_jax.loop import train
         from binwrn_jax.signals import Stopped
 
         try:
-            train(config, workdir)
+            with job(processes):
+                train(config, workdir)
         except Stopped as stopped:
             return stopped.exit_code
         return 0

@@ -177,14 +177,16 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What two resolved configurations disagree on, ``field: old -> new``, but for `FREE_FIELDS`."""
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str, ...] = FREE_FIELDS
+) -> list[str]:
+    """What two resolved configurations disagree on, ``field: old -> new``, but for the ``free`` fields."""
     before, after = (dict(flatten(json.loads(json.dumps(c, sort_keys=True)))) for c in (old, new))
     return [
         f"{field}: {before.get(field, 'absent')} -> {after.get(field, 'absent')}"
         for field in sorted(before.keys() | after.keys())
         if before.get(field) != after.get(field)
-        and not any(field == free or field.startswith(free + ".") for free in FREE_FIELDS)
+        and not any(field == name or field.startswith(name + ".") for name in free)
     ]
 
 

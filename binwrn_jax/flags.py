@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from binwrn_jax.config import flatten, nearest_field
+from binwrn_jax.distributed import Processes
 from binwrn_jax.errors import UserError
 
 USAGE = """usage: python train.py [--config=configs/FILE.py[:SPEC]] [--workdir=DIR] [--config.FIELD=VALUE ...]
@@ -20,8 +22,27 @@ Trains one network and evaluates it; the same command again resumes.
                  commas, such as cifar10.py:20-4,1bit,cutout
   --workdir      folder for everything that the run writes (default: runs/ and the name and spec)
   --config.seed=1, --config.epochs=6, --config.data.dir=DIR, ...: any field of the configuration
+  --coordinator=HOST:PORT, --process_count=N, --process_index=I: several processes as one job, where JAX
+                 cannot find them itself (it does on TPU pods, SLURM and Open MPI): docs/distributed.md
   --help         this text and all fields with their values
 """
+
+
+def take_processes(argv: list[str]) -> tuple[Processes, list[str]]:
+    """Reads ``--coordinator``, ``--process_count`` and ``--process_index``; the rest is for `parse_flags`.
+
+    Raises:
+      UserError: a number is none.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--process_count", type=int)
+    parser.add_argument("--process_index", type=int)
+    try:
+        found, rest = parser.parse_known_args(argv[1:])
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(error)) from None
+    return Processes(found.coordinator, found.process_count, found.process_index), [argv[0], *rest]
 
 
 def parse_flags(argv: list[str], default_config: Path) -> tuple[ConfigDict, Path, bool]:

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import signal
-import statistics
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from binwrn_jax import config as configs
-from binwrn_jax import cost, metrics, sharding
+from binwrn_jax import cost, distributed, metrics, sharding
 from binwrn_jax.binarize import is_one_bit
 from binwrn_jax.checkpoints import Checkpoints, load_model, save_model, write_atomically
 from binwrn_jax.data.pipeline import open_data
@@ -32,7 +30,8 @@ from binwrn_jax.profile import StepTrace
 from binwrn_jax.signals import Stopped, StopRequest
 from binwrn_jax.state import TrainState, init_state
 from binwrn_jax.steps import jit_train_step, make_eval_step, make_moments_step
-from binwrn_jax.workdir import check_disk, claim_workdir, describe_environment, locked, write_config
+from binwrn_jax.summary import write_summary
+from binwrn_jax.workdir import check_same, claim_workdir, describe_environment, locked, write_config
 
 # Steps that may be under way on the device while the host prepares the next ones.
 IN_FLIGHT = 2
@@ -92,8 +91,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
     configs.check(config)
-    with locked(workdir), StopRequest() as stop, contextlib.ExitStack() as resources:
-        return _train(Run(config, workdir, metrics.Progress(), stop, resources))
+    check_same(config)
+    progress = metrics.Progress(silent=not distributed.is_first())
+    with (
+        locked(workdir),
+        StopRequest() as stop,
+        contextlib.ExitStack() as resources,
+        distributed.failing_together(),
+    ):
+        return _train(Run(config, workdir, progress, stop, resources))
 
 
 def _train(run: Run) -> dict[str, Any]:
@@ -102,6 +108,8 @@ def _train(run: Run) -> dict[str, Any]:
     # The devices, and what has to divide over them.
     mesh = sharding.make_mesh(config.devices)
     sharding.check_batch(mesh, config.batch_size, config.model.ghost_size, config.accumulate)
+    if distributed.process_count() > 1:
+        stop.vote = distributed.StopVote(mesh, lag=IN_FLIGHT)
 
     # The data: small sets whole on each device, large ones streamed from disk.
     spec = dataset_spec(config.data.name)
@@ -109,17 +117,19 @@ def _train(run: Run) -> dict[str, Any]:
     test_split = config.data.test_split or spec.test_split
     folder = config.data.dir or None
     streaming = {"workers": config.data.workers, "prefetch": config.data.prefetch}
-    data = open_data(
-        spec.name, train_split, folder, mesh, config.batch_size,
-        seed=config.seed, augmentation=config.augmentation, **streaming,
-    )  # fmt: skip
+    training = {"seed": config.seed, "augmentation": config.augmentation}
+    eval_batch = -(-config.eval.batch_size // mesh.size) * mesh.size
+    data, test_data = distributed.first_then_others(  # process 0 may have to prepare the data set
+        lambda: (
+            open_data(spec.name, train_split, folder, mesh, config.batch_size, **training, **streaming),
+            open_data(spec.name, test_split, folder, mesh, eval_batch, **streaming),
+        )
+    )
     run.resources.callback(data.close)
     data.check_trains()
     steps_per_epoch = data.steps_per_epoch
     total_steps = config.epochs * steps_per_epoch
     cycle_ends = {epoch * steps_per_epoch for epoch in configs.restarts(config)}
-    eval_batch = -(-config.eval.batch_size // mesh.size) * mesh.size
-    test_data = open_data(spec.name, test_split, folder, mesh, eval_batch, **streaming)
 
     # The network and its optimiser; nothing has been written up to here.
     model = configs.build_model(config.model, spec.num_classes)
@@ -128,29 +138,32 @@ def _train(run: Run) -> dict[str, Any]:
     state = init_state(model, optimizer, spec.image_shape, config.seed)
     if config.init_from:
         state = initial_params(state, Path(config.init_from), config.model)
-    check_disk(workdir, state, config.checkpoint.keep + len(cycle_ends))
-    claim_workdir(workdir, config)
+    distributed.from_first(lambda: claim_workdir(workdir, config, state, len(cycle_ends)))
     state = sharding.put(state, sharding.replicated(mesh))
 
     # Where an earlier process stopped, if one did.
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, cycle_ends)
     run.resources.callback(checkpoints.close)
-    latest = checkpoints.latest()
+    latest = distributed.from_first(checkpoints.latest)
     if latest is not None:
         state = checkpoints.restore(latest, state)
-        write_config(workdir, config)  # fields that may differ between two starts, such as data.dir
     step = int(state.step)
-    log = metrics.MetricsLog(workdir, step, config.log.tensorboard)
-    run.resources.callback(log.close)
     environment = describe_environment()
-    write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
+    log = metrics.NoLog()
+    if distributed.is_first():
+        write_config(workdir, config)  # fields that may differ between two starts, such as data.dir
+        write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
+        log = metrics.MetricsLog(workdir, step, config.log.tensorboard)
+    run.resources.callback(log.close)
     weights = sum(
         x.size for path, x in jax.tree_util.tree_leaves_with_path(state.params) if path[-1].key == "kernel"
     )
     progress.say(
         f"{spec.name}: {data.size} training and {test_data.size} test images; "
         f"{config.model.depth}-{config.model.width:g} {config.model.weights}, {weights / 1e6:.2f}M weights; "
-        f"{mesh.size} x {environment['devices'][0]}; {config.epochs} epochs of {steps_per_epoch} steps; "
+        f"{mesh.size} x {environment['devices'][0]}"
+        + (f" in {distributed.process_count()} processes" if distributed.process_count() > 1 else "")
+        + f"; {config.epochs} epochs of {steps_per_epoch} steps; "
         + (f"resumed at step {step}" if latest is not None else f"new run in {workdir}")
     )
 
@@ -211,7 +224,8 @@ def _train(run: Run) -> dict[str, Any]:
             "test": {"split": test_split, **result},
             "config_sha256": hashlib.sha256(configs.to_json(config).encode()).hexdigest(),
         }
-        save_model(workdir / "model", variables, description)
+        if distributed.is_first():
+            save_model(workdir / "model", variables, description)
         log.write(
             "eval",
             step,
@@ -251,20 +265,18 @@ def _train(run: Run) -> dict[str, Any]:
             f"{clock.rate()}  left {clock.left(total_steps - step)}"
         )
 
-    def save_and_stop(step: int) -> None:
+    def save_and_tell(stopped: Stopped) -> None:
         """After a signal: everything up to this step goes to disk."""
         trace.close(step, state)
         checkpoints.save(step, state)
         checkpoints.wait()
-        name = signal.Signals(stop.signum or 0).name
-        progress.say(f"stopped by {name} at step {step}, saved: run the same command to go on")
-        stop.check()
+        progress.say(f"stopped by {stopped} at step {step}, saved: run the same command to go on")
 
     before = log.records[-1].get("seconds", 0.0) if log.records else 0.0
     mfu = cost.mfu_of_image(config.model, spec.num_classes, spec.image_shape, list(mesh.devices.flat))
     clock = metrics.Clock(config.batch_size, before, mfu)
-    trace = StepTrace(workdir / "profile", step, config.profile, progress.say)
-    evaluated = {record["step"] for record in log.of_kind("eval")}
+    trace = StepTrace(workdir / "profile", step, config.profile and distributed.is_first(), progress.say)
+    evaluated = set(distributed.from_first(lambda: [record["step"] for record in log.of_kind("eval")]))
     # Sums since the last report; after a resume in mid-epoch those of the state count.
     since = {
         "step": step,
@@ -280,13 +292,13 @@ def _train(run: Run) -> dict[str, Any]:
         due = step in cycle_ends or (config.eval.every_epoch and epoch_end)
         if step in cycle_ends or (step > 0 and step % config.checkpoint.every_steps == 0):
             checkpoints.save(step, state)
-        if stop.signum is not None:
-            save_and_stop(step)
-        if due and step not in evaluated:
-            try:
+        try:
+            stop.check()
+            if due and step not in evaluated:
                 evaluate_now(step)
-            except Stopped:
-                save_and_stop(step)
+        except Stopped as stopped:
+            save_and_tell(stopped)
+            raise
         if step >= total_steps:
             break
 
@@ -321,47 +333,32 @@ def _train(run: Run) -> dict[str, Any]:
 
     trace.close(step, state)
     checkpoints.wait()
-    tests, epochs = log.of_kind("eval"), log.of_kind("epoch")
-    rates = [record["images_per_s"] for record in log.of_kind("train") if record["images_per_s"]]
-    network = f"{config.model.depth}-{config.model.width:g}"
-    summary = {
-        "dataset": spec.name,
-        "network": network,
-        "weights": config.model.weights,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "steps": step,
-        "test": {k: v for k, v in tests[-1].items() if k not in ("kind", "step", "seconds", "cycle_end")},
-        "test_error": tests[-1]["error"],
-        "test_error_at_cycle_ends": {str(r["epoch"]): r["error"] for r in tests if r["cycle_end"]},
-        "train_error": epochs[-1]["train_error"] if epochs else None,  # none where the log was lost
-        "seconds": tests[-1]["seconds"],
-        "images_per_s": statistics.median(rates) if rates else None,
-        "devices": environment["devices"],
-        "processor": environment["processor"],
-        "cores": environment["cores"],
-        "commit": environment["commit"],
-    }
 
     # The file to deploy: one bit per weight, proven equal, and evaluated as it will be used.
-    if is_one_bit(config.model.weights):
-        path = workdir / PACKED_FILE
+    packed = {}
+    path = workdir / PACKED_FILE
+
+    def pack() -> bool:
         try:
             proof = load(spec.name, test_split, folder, PROOF_IMAGES).images
             pack_model(workdir / "model", path, proof)
-            packed = load_packed(path)
-            result = evaluate(jax.jit(make_eval_step(packed)), packed.weights, test_data.in_order())
-            summary |= {"packed_test_error": result["error"], "packed_bytes": path.stat().st_size}
-            progress.say(f"{path}: {summary['packed_bytes']:,} bytes, test error {result['error']:.2f} %")
         except UserError as failure:  # the training diverged, for example
             progress.say(f"no packed file: {failure}")
+            return False
+        return True
 
-    error = f"test error {summary['test_error']:.2f} %"
-    title = f"{spec.name}, {network} {config.model.weights}, seed {config.seed}: {error}"
-    metrics.draw_curves(workdir / "curves.png", log.records, title)
-    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if is_one_bit(config.model.weights) and distributed.from_first(pack):
+        network = load_packed(path)
+        packed_step = jax.jit(make_eval_step(network), out_shardings=everywhere)
+        result = evaluate(packed_step, sharding.put(network.weights, everywhere), test_data.in_order())
+        packed = {"packed_test_error": result["error"], "packed_bytes": path.stat().st_size}
+        progress.say(f"{path}: {packed['packed_bytes']:,} bytes, test error {result['error']:.2f} %")
+
+    summary = distributed.from_first(
+        lambda: write_summary(workdir, config, spec.name, environment, log.records, step, packed)
+    )
     progress.say(
-        f"done: {error} after {config.epochs} epochs, "
+        f"done: test error {summary['test_error']:.2f} % after {config.epochs} epochs, "
         f"{metrics.duration(summary['seconds'])}; see {workdir / 'summary.json'} and curves.png"
     )
     return summary

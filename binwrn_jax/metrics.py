@@ -53,7 +53,10 @@ class MetricsLog:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Adds one record and flushes it; numbers that are not finite, which JSON has not, become null."""
+        """Adds one record and flushes it, epochs and evaluations to the disk.
+
+        Numbers that are not finite, which JSON has not, become null.
+        """
         values = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
@@ -62,6 +65,8 @@ class MetricsLog:
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if kind != "train":
+            os.fsync(self._file.fileno())  # a mounted bucket keeps nothing before
         if self._board:
             for name, value in values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
@@ -76,6 +81,19 @@ class MetricsLog:
         self._file.close()
         if self._board:
             self._board.close()
+
+
+class NoLog(MetricsLog):
+    """That of the processes that write nothing."""
+
+    def __init__(self) -> None:
+        self.records = []
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class Clock:
@@ -173,9 +191,13 @@ class Progress:
     Args:
       stream: where to write.
       every_seconds: least time between two lines of a log.
+      silent: write nothing at all.
     """
 
-    def __init__(self, stream: TextIO | None = None, every_seconds: float = 10.0) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, every_seconds: float = 10.0, silent: bool = False
+    ) -> None:
+        self._silent = silent
         self._stream = stream or sys.stdout
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._every = 0.2 if self._live else every_seconds
@@ -185,7 +207,7 @@ class Progress:
     def show(self, line: str) -> None:
         """Shows a passing state; may be skipped if the last one is recent."""
         now = time.monotonic()
-        if now - self._last < self._every:
+        if self._silent or now - self._last < self._every:
             return
         self._last = now
         if self._live:
@@ -197,6 +219,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Writes a line that stays."""
+        if self._silent:
+            return
         self._stream.write("\r\x1b[2K" if self._dirty else "")
         self._dirty = False
         self._stream.write(line + "\n")

@@ -24,12 +24,14 @@ def make_mesh(devices: int = 0, among: Sequence[jax.Device] | None = None) -> Me
       among: devices to choose from, of a machine that is elsewhere for example; default those that JAX sees.
 
     Raises:
-      UserError: there are not as many devices.
+      UserError: there are not as many devices, or several processes and some would have none.
     """
     available = list(among or jax.devices())
     count = devices or len(available)
     if count > len(available):
         raise UserError(f"{count} devices wanted, but JAX sees {len(available)} ({available[0].platform})")
+    if count < len(available) and jax.process_count() > 1:
+        raise UserError(f"devices {count} of {len(available)}: with several processes all are used, set 0")
     # Auto: with Explicit axes, the default since jax 0.9, vmapped and concatenating code does not trace.
     return jax.make_mesh(
         (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=available[:count]

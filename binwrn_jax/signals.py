@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
@@ -17,14 +20,20 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Notes SIGTERM and Ctrl-C instead of dying, so that the loop can save first; a second one kills."""
+    """Notes SIGTERM and Ctrl-C instead of dying, so that the loop can save first; a second one kills.
+
+    Attributes:
+      vote: turns the number of this process' signal (0: none) into that of the job,
+        see `binwrn_jax.distributed.StopVote`.
+    """
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        self.vote: Callable[[int], int] = lambda signum: signum
+        self._noted = self._decided = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in SIGNALS:
             with contextlib.suppress(ValueError):  # not in the main thread: a notebook's, say
                 self._before[signum] = signal.signal(signum, self._note)
         return self
@@ -35,10 +44,11 @@ class StopRequest:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         del frame
-        self.signum = signum
+        self._noted = signum
         signal.signal(signum, signal.SIG_DFL)
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal has come."""
-        if self.signum is not None:
-            raise Stopped(self.signum)
+        """Raises `Stopped` if a signal has come; with several processes, in all of them at the same call."""
+        self._decided = self._decided or self.vote(self._noted)
+        if self._decided:
+            raise Stopped(self._decided)

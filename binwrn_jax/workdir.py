@@ -8,8 +8,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ import jax
 from ml_collections import ConfigDict
 
 from binwrn_jax import config as configs
+from binwrn_jax import distributed
 from binwrn_jax.checkpoints import write_atomically
 from binwrn_jax.errors import UserError
 from binwrn_jax.state import TrainState
+
+SHARED_SECONDS = 10.0  # until a file that one machine wrote must be seen by another
 
 # What a run writes beside its config.json.
 RUN_FILES = (
@@ -37,18 +42,36 @@ RUN_FILES = (
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Makes the folder and holds it for this process: two runs in one would spoil each other's files.
+    """Makes the folder and holds it for this job: two runs in one would spoil each other's files.
 
     A folder made here in which nothing was written is removed again.
 
     Raises:
-      UserError: another process holds it, or it cannot be made or written in.
+      UserError: another run holds it, it cannot be made or written in, or it is not the same folder in all
+        processes.
     """
+    with _locked_by_first(workdir) if distributed.is_first() else contextlib.nullcontext():
+        # What process 0 has written there, the others must find there.
+        lock = workdir / ".lock"
+        token = distributed.from_first(lock.read_text)
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not (lock.exists() and lock.read_text() == token):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{workdir} is not the folder that process 0 has under this name: "
+                    "give a --workdir that all machines share"
+                )
+            time.sleep(0.1)
+        yield
+
+
+@contextlib.contextmanager
+def _locked_by_first(workdir: Path) -> Iterator[None]:
     made = not workdir.exists()
     lock = workdir / ".lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")  # noqa: SIM115, closed below
+        file = open(lock, "a")  # noqa: SIM115, closed below
     except OSError as error:
         raise UserError(f"cannot use {workdir} ({error.strerror}): choose another --workdir") from error
     with file:
@@ -58,6 +81,10 @@ def locked(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"another run is using {workdir}: wait for it, or choose another --workdir"
             ) from None
+        file.truncate(0)
+        file.write(secrets.token_hex(8))
+        file.flush()
+        os.fsync(file.fileno())  # a mounted bucket shows it to other machines only then
         try:
             yield
         finally:
@@ -66,12 +93,26 @@ def locked(workdir: Path) -> Iterator[None]:
                 workdir.rmdir()
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+def check_same(config: ConfigDict) -> None:
+    """Refuses processes that were started with different configurations.
+
+    Raises:
+      UserError: a field other than the folder of the data differs from that of process 0.
+    """
+    theirs = json.loads(distributed.from_first(lambda: configs.to_json(config)))
+    differing = configs.differences(theirs, config.to_dict(), free=("data.dir",))
+    if differing:
+        raise UserError(f"not the config of process 0 ({'; '.join(differing)}): start all with the same")
+
+
+def claim_workdir(workdir: Path, config: ConfigDict, state: TrainState, milestones: int) -> None:
     """Writes the resolved configuration into a new workdir.
 
     Raises:
-      UserError: it is of another run, or has files of no run whose names this one would use.
+      UserError: it is of another run, or has files of no run whose names this one would use, or no room
+        for checkpoints of ``state``, of which ``milestones`` are kept for ever.
     """
+    check_disk(workdir, state, config.checkpoint.keep + milestones)
     path = workdir / "config.json"
     if path.exists():
         try:
@@ -135,6 +176,7 @@ def describe_environment() -> dict[str, Any]:
         "packages": versions,
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": distributed.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
         "platform": jax.devices()[0].platform,
         "system": platform.platform(),

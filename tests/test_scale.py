@@ -1,7 +1,6 @@
 """Training on several devices at large batches: what crosses devices, accumulation, bfloat16."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +9,13 @@ import pytest
 from test_steps import distance
 
 from binwrn_jax import UserError, WideResNet, init_state, make_mesh, make_train_step, sgd, sgdr, sharding
+from binwrn_jax.cost import collectives
 
 BATCH = 64
 SHAPE = (32, 32, 3)
 OPTIMIZER = sgd(sgdr(2, 100))
 # The ImageNet network, narrow, as configs/imagenet.py sets it up.
 MODEL = WideResNet(depth=18, width=0.125, num_classes=10, affine=True, ghost_size=8)
-COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
-
-
-def collectives(compiled) -> list[tuple[str, int]]:
-    """Name and number of elements of each collective in a compiled program."""
-    found = []
-    for shapes, name in re.findall(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", compiled.as_text()):
-        sizes = [np.prod([int(n) for n in s.split(",") if n]) for s in re.findall(r"\[([\d,]*)\]", shapes)]
-        found.append((name, int(sum(sizes))))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -97,31 +87,31 @@ def assert_same(found, expected, start):
     assert state.epoch_errors == expected_state.epoch_errors
 
 
-def numbers_to_share(start) -> int:
-    """Gradients and running moments, each once; the loss and the count of errors."""
-    return sum(x.size for x in jax.tree.leaves((start.params, start.batch_stats))) + 2
+def bytes_to_share(start) -> int:
+    """Gradients and running moments, each once; the loss and the count of errors: four bytes each."""
+    return 4 * (sum(x.size for x in jax.tree.leaves((start.params, start.batch_stats))) + 2)
 
 
 def test_no_activation_leaves_its_device(eight, start):
     """Eight groups on eight devices: the all-reduces carry gradients, running moments and metrics alone."""
-    found = collectives(eight.program)
-    assert {name for name, _ in found} == {"all-reduce"}
-    assert sum(size for _, size in found) == numbers_to_share(start)
+    found = collectives(eight.program.as_text())
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert sum(one.bytes for one in found) == bytes_to_share(start)
 
 
 def test_global_statistics_do_cross_devices(eight, start):
     """The same count, where batch norm is over the whole batch, is higher: the test above can fail."""
-    found = collectives(Compiled(8, MODEL.clone(ghost_size=0)).program)
-    assert sum(size for _, size in found) > numbers_to_share(start)
+    found = collectives(Compiled(8, MODEL.clone(ghost_size=0)).program.as_text())
+    assert sum(one.bytes for one in found) > bytes_to_share(start)
 
 
 def test_groups_over_several_devices_share_moments_only(start):
     """Four groups on eight devices: sums per channel and group travel, but no activation."""
     if len(jax.devices()) < 8:
         pytest.skip(f"needs 8 devices, JAX sees {len(jax.devices())}")
-    found = collectives(Compiled(8, MODEL.clone(ghost_size=16)).program)
-    assert {name for name, _ in found} == {"all-reduce"}
-    assert max(size for _, size in found) < numbers_to_share(start)
+    found = collectives(Compiled(8, MODEL.clone(ghost_size=16)).program.as_text())
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert max(one.bytes for one in found) < bytes_to_share(start)
 
 
 def test_eight_devices_equal_one(eight, one, start, batch):
@@ -134,7 +124,7 @@ def test_accumulation_changes_nothing(one, start, batch, devices):
     if len(jax.devices()) < devices:
         pytest.skip(f"needs {devices} devices, JAX sees {len(jax.devices())}")
     compiled = Compiled(devices, accumulate=2)
-    assert {name for name, _ in collectives(compiled.program)} <= {"all-reduce"}
+    assert {one.kind for one in collectives(compiled.program.as_text())} <= {"all-reduce"}
     assert_same(compiled.run(start, batch), one, start)
 
 
