@@ -254,8 +254,10 @@ class _Watch:
 
 def _exit(message: str, code: int) -> NoReturn:
     """Ends this process at once: the usual way out would wait for the others, and they for this one."""
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # the reader of our output has gone: `... | head`
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(code)
 
 

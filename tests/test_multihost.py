@@ -147,6 +147,18 @@ def test_kill_9_of_one_process_ends_the_other(two, tmp_path):
     assert_same_network(tmp_path, two[0])
 
 
+def test_output_that_nobody_reads_ends_all(tmp_path):
+    job = start_job(tmp_path, 2)
+    wait_for_step(job[0], tmp_path, 20)
+    for process in job:
+        process.stdout.close()  # as `... | head` does
+    try:
+        assert all(process.wait(timeout=90) for process in job)
+    finally:
+        for process in job:
+            process.kill()
+
+
 @pytest.mark.slow
 def test_kill_9_of_process_0_ends_the_other(tmp_path):
     job = start_job(tmp_path, 2)
