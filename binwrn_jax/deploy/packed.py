@@ -25,6 +25,7 @@ from binwrn_jax.config import build_model
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.folding import Operation, fold, layout_of, same_structure, unfold
 from binwrn_jax.errors import UserError
+from binwrn_jax.models.convolution import convolution
 from binwrn_jax.runtime import BATCH_SIZE, LayerRow, Predictor, in_batches
 
 
@@ -256,13 +257,8 @@ def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax
             # drops an optimization_barrier on the CPU, and cannot know that activations are finite.
             kernel = kernel ^ jnp.isnan(x[:1, 0, 0, 0]).any().astype(jnp.uint8)
             kernel = _unpack(kernel, operation)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            operation["stride"],
-            operation["pads"],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        (stride_y, stride_x), (vertical, horizontal) = operation["stride"], operation["pads"]
+        return convolution(x, kernel, (stride_y, stride_x), (tuple(vertical), tuple(horizontal)))
     if op in ("average_pool", "max_pool"):
         window, stride = tuple(operation["window"]), tuple(operation["stride"])
         pads = [tuple(pad) for pad in operation["pads"]]

@@ -24,6 +24,7 @@ import numpy as np
 from binwrn_jax.checkpoints import write_atomically
 from binwrn_jax.deploy.packed import LoadedModel, PackedModel
 from binwrn_jax.errors import UserError
+from binwrn_jax.models import convolution
 from binwrn_jax.runtime import BATCH_SIZE, in_batches
 
 FIRST_LINE = b"binwrn-stablehlo 1"
@@ -53,7 +54,8 @@ def write_stablehlo(packed: PackedModel, path: str | Path) -> None:
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *packed.metadata["input"]["shape"]), jnp.uint8)
-    program = bytes(jax.export.export(logits, platforms=PLATFORMS)(images).serialize())
+    with convolution.portable():
+        program = bytes(jax.export.export(logits, platforms=PLATFORMS)(images).serialize())
     metadata = {
         "binwrn": packed.metadata,
         "jax_version": jax.__version__,

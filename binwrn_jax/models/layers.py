@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
 from binwrn_jax.binarize import get_rule, he_scale
 from binwrn_jax.errors import UserError
+from binwrn_jax.models.convolution import Pads, convolution
 
 Images = Float[Array, "N H W C"]
 Pixels = Real[Array | np.ndarray, "N H W C"]  # the network's input, uint8 for example
 NewImages = Float[Array, "N H2 W2 C2"]  # of another size
-Pads = tuple[tuple[int, int], tuple[int, int]]
 
 PADDINGS = ("symmetric", "same")
 BN_EPSILON = 1e-5
@@ -79,13 +78,9 @@ class BinaryConv(nn.Module):
         shape = (self.window, self.window, x.shape[-1], self.features)
         scale = he_scale(shape, plain=self.plain)
         latent = self.param("kernel", nn.initializers.normal(scale), shape, jnp.float32)
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            get_rule(self.weights)(latent, scale).astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=spatial_pads((x.shape[1], x.shape[2]), self.window, self.stride, self.padding),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        pads = spatial_pads((x.shape[1], x.shape[2]), self.window, self.stride, self.padding)
+        kernel = get_rule(self.weights)(latent, scale).astype(self.dtype)
+        return convolution(x.astype(self.dtype), kernel, (self.stride, self.stride), pads)
 
 
 class BatchNorm(nn.Module):

@@ -1,0 +1,156 @@
+"""Convolutions on the CPU by oneDNN, called from within XLA's programs (XLA FFI).
+
+``convolution.cc`` beside this file is compiled by the system's C++ compiler when it is first needed, into
+``~/.cache/binwrn_jax/onednn`` (or below XDG_CACHE_HOME). The library and its headers are those of the
+packages ``onednn-cpu-gomp`` and ``onednn-devel-cpu-gomp`` from PyPI, where these are not installed the
+system's own, version 3 (Debian 13: ``libdnnl-dev``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+SOURCE = Path(__file__).parent / "convolution.cc"
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared")
+PASSES = ("forward", "input_gradient", "weight_gradient")
+WHEELS = {"onednn-devel-cpu-gomp": "oneapi/dnnl/dnnl.hpp", "onednn-cpu-gomp": "libdnnl.so.3"}
+
+Images = Float[Array, "N H W Cin"]
+Kernel = Float[Array, "F F2 Cin Cout"]
+Maps = Float[Array, "N H2 W2 Cout"]
+Strides = tuple[int, int]
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+_log = logging.getLogger("binwrn_jax")
+
+
+class _Unavailable(Exception):
+    """Why there is no oneDNN here, in one line."""
+
+
+def forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:
+    """The convolution, as `binwrn_jax.models.convolution.convolution` says, in float32.
+
+    Neither it nor its gradients depend on what else the machine does. `weight_gradient` is summed in as many
+    parts as XLA has threads, so on another number of cores it may be rounded otherwise.
+    """
+    size = [
+        (extent + sum(pad) - window) // stride + 1
+        for extent, pad, window, stride in zip(x.shape[1:3], pads, kernel.shape[:2], strides, strict=True)
+    ]
+    return _call("forward", (x.shape[0], *size, kernel.shape[3]), x, kernel, strides, pads)
+
+
+def input_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, pads: Pads) -> Images:
+    """The cotangent of ``x``, of which only the shape counts, where ``g`` is that of `forward`'s result."""
+    return _call("input_gradient", x.shape, g, kernel, strides, pads)
+
+
+def weight_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, pads: Pads) -> Kernel:
+    """The cotangent of ``kernel``, of which only the shape counts."""
+    return _call("weight_gradient", kernel.shape, x, g, strides, pads)
+
+
+def _call(name: str, shape: tuple[int, ...], a: Array, b: Array, strides: Strides, pads: Pads) -> Array:
+    call = jax.ffi.ffi_call(
+        f"binwrn_conv_{name}", jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential"
+    )
+    return call(a, b, strides=np.asarray(strides, np.int64), pads=np.asarray(pads, np.int64).ravel())
+
+
+# --- the library --------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the functions above can be used here; compiles and loads it. Says once why not."""
+    try:
+        library = ctypes.CDLL(str(build()))
+        for name in PASSES:
+            function = jax.ffi.pycapsule(getattr(library, f"binwrn_conv_{name}"))
+            jax.ffi.register_ffi_target(f"binwrn_conv_{name}", function, platform="cpu")
+    except (_Unavailable, OSError) as reason:
+        _log.info("convolutions by XLA, which is slower than oneDNN: %s", reason)
+        return False
+    return True
+
+
+def _folder_of(wheel: str) -> Path | None:
+    """Where a wheel has put its file of `WHEELS`, as the path to be searched; None: not installed."""
+    wanted = WHEELS[wheel]
+    try:
+        files = importlib.metadata.files(wheel) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.as_posix().endswith("/" + wanted):
+            return Path(str(file.locate())).resolve().parents[wanted.count("/")]
+    return None
+
+
+def build() -> Path:
+    """Compiles the shared library unless it is there already, and gives its path.
+
+    Its name is made of the source, the libraries' versions, the compiler and its flags, so a change of any
+    of them compiles anew. The file appears at once: processes may build side by side.
+    """
+    name = os.environ.get("CXX")
+    compiler = next(
+        (found for c in ([name] if name else ["c++", "g++", "clang++"]) if (found := shutil.which(c))), None
+    )
+    if compiler is None:
+        raise _Unavailable(
+            f"CXX={name} is no program" if name else "no C++ compiler (Debian: apt install g++)"
+        )
+    headers, libraries = (_folder_of(wheel) for wheel in WHEELS)
+    versions = [jax.__version__]
+    arguments = [*FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE)]
+    if headers and libraries:
+        versions += [importlib.metadata.version(wheel) for wheel in WHEELS]
+        arguments += [
+            "-isystem",
+            str(headers),
+            str(libraries / WHEELS["onednn-cpu-gomp"]),
+            f"-Wl,-rpath,{libraries}",
+        ]
+    else:
+        arguments += ["-ldnnl"]
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        digest = hashlib.sha256(version + SOURCE.read_bytes())
+        for part in (compiler, *arguments, *versions, sys.platform, platform.machine()):
+            digest.update(part.encode() + b"\0")
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(cache) / "binwrn_jax" / "onednn"
+        library = folder / f"convolution-{digest.hexdigest()[:24]}.so"
+        if library.exists():
+            return library
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
+            made = Path(scratch) / "convolution.so"
+            result = subprocess.run([compiler, *arguments, "-o", str(made)], capture_output=True, text=True)
+            if result.returncode:
+                lines = [line for line in result.stderr.splitlines() if "error" in line]
+                raise _Unavailable(
+                    (lines or result.stderr.splitlines() or ["the C++ compiler fails"])[0].strip()
+                )
+            os.replace(made, library)
+    except subprocess.CalledProcessError as error:
+        raise _Unavailable(f"the C++ compiler {compiler} does not run ({error})") from error
+    return library

@@ -1,0 +1,319 @@
+// Convolution and both its gradients by oneDNN, as XLA custom calls. Layouts: images NHWC, kernels HWIO.
+//
+// XLA's own thread pool works on a batch cut into parts, oneDNN runs each part on one thread: no second pool
+// competes for the cores, and the parts, hence the rounding, depend on the pool's size alone.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+#if DNNL_CPU_RUNTIME == DNNL_RUNTIME_OMP
+// From the library that oneDNN itself is linked to, be it libgomp or libomp.
+extern "C" void omp_set_num_threads(int);
+extern "C" int omp_get_max_threads(void);
+#elif DNNL_CPU_RUNTIME != DNNL_RUNTIME_SEQ
+#error "a oneDNN with the OpenMP or the sequential runtime is needed"
+#endif
+
+namespace ffi = xla::ffi;
+using dnnl::memory;
+
+namespace {
+
+// oneDNN takes the number of threads from the calling thread's OpenMP setting.
+class OneThread {
+ public:
+#if DNNL_CPU_RUNTIME == DNNL_RUNTIME_OMP
+  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(before_); }
+
+ private:
+  int before_;
+#endif
+};
+
+const dnnl::engine& Engine() {
+  static const dnnl::engine* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
+  return *engine;
+}
+
+// Buffers that outlive a call: pages fresh from the system would cost more than some convolutions.
+class Buffers {
+ public:
+  static std::shared_ptr<char> Take(size_t bytes) {
+    static Buffers* buffers = new Buffers;
+    Item item = buffers->Find(bytes);
+    return {item.data, [item](char*) {
+              std::lock_guard<std::mutex> lock(buffers->mutex_);
+              buffers->free_.push_back(item);
+            }};
+  }
+
+ private:
+  struct Item {
+    size_t bytes;
+    char* data;
+  };
+
+  Item Find(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    size_t best = free_.size(), largest = free_.size();
+    for (size_t i = 0; i < free_.size(); i++) {
+      if (free_[i].bytes >= bytes && (best == free_.size() || free_[i].bytes < free_[best].bytes)) best = i;
+      if (largest == free_.size() || free_[i].bytes > free_[largest].bytes) largest = i;
+    }
+    if (best < free_.size()) {
+      Item item = free_[best];
+      free_.erase(free_.begin() + best);
+      return item;
+    }
+    if (largest < free_.size()) {  // too small: grows, so that there are never more than were in use at once
+      std::free(free_[largest].data);
+      free_.erase(free_.begin() + largest);
+    }
+    bytes = (bytes + 4095) / 4096 * 4096;
+    char* data = static_cast<char*>(std::aligned_alloc(4096, std::max<size_t>(bytes, 4096)));
+    if (!data) throw std::bad_alloc();
+    return {bytes, data};
+  }
+
+  std::mutex mutex_;
+  std::vector<Item> free_;
+};
+
+// Runs work(0), ..., work(count - 1), each once, on the caller's thread and those of the pool.
+template <typename Work>
+void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    std::mutex mutex;
+    std::condition_variable finished;
+    int64_t done = 0;
+    std::string error;
+  };
+  auto shared = std::make_shared<Shared>();
+  // A thread of the pool may come when all is done and `work` is gone: it then finds no index and touches nothing.
+  auto run = [shared, count, &work] {
+    for (int64_t i; (i = shared->next++) < count;) {
+      std::string error;
+      try {
+        OneThread one;
+        work(i);
+      } catch (const std::exception& e) {
+        error = e.what();
+      }
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if (!error.empty()) shared->error = error;
+      if (++shared->done == count) shared->finished.notify_all();
+    }
+  };
+  for (int64_t i = 1; i < std::min<int64_t>(count, pool.num_threads()); i++) {
+    auto task = run;
+    pool.Schedule(std::move(task));
+  }
+  run();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->finished.wait(lock, [&] { return shared->done == count; });
+  if (!shared->error.empty()) throw std::runtime_error(shared->error);
+}
+
+struct Shape {
+  int64_t n, h, w, cin;       // images
+  int64_t fh, fw, cout;       // kernel
+  int64_t oh, ow;             // result
+  int64_t strides[2], pads[4];  // pads: top, bottom, left, right
+
+  auto key() const {
+    return std::vector<int64_t>{n,  h,          w,          cin,     fh,      fw,      cout,   oh,
+                                ow, strides[0], strides[1], pads[0], pads[1], pads[2], pads[3]};
+  }
+};
+
+enum Pass { kForward, kInput, kWeights };
+
+// One pass over one number of images.
+struct Primitive {
+  dnnl::primitive run;
+  memory::desc images, kernel, result;  // kernel in the library's own layout
+  memory::desc scratch;
+};
+
+memory::desc Nhwc(int64_t n, int64_t h, int64_t w, int64_t c) {
+  return {{n, c, h, w}, memory::data_type::f32, memory::format_tag::nhwc};
+}
+
+memory::desc Hwio(const Shape& s) {
+  return {{s.cout, s.cin, s.fh, s.fw}, memory::data_type::f32, memory::format_tag::hwio};
+}
+
+std::shared_ptr<const Primitive> Get(Pass pass, const Shape& s) {
+  static std::mutex* mutex = new std::mutex;
+  static auto* cache = new std::map<std::pair<Pass, std::vector<int64_t>>, std::shared_ptr<const Primitive>>;
+  std::lock_guard<std::mutex> lock(*mutex);
+  auto& entry = (*cache)[{pass, s.key()}];
+  if (entry) return entry;
+
+  OneThread one;
+  auto p = std::make_shared<Primitive>();
+  p->images = Nhwc(s.n, s.h, s.w, s.cin);
+  p->result = Nhwc(s.n, s.oh, s.ow, s.cout);
+  memory::desc any({s.cout, s.cin, s.fh, s.fw}, memory::data_type::f32, memory::format_tag::any);
+  memory::dims strides{s.strides[0], s.strides[1]}, before{s.pads[0], s.pads[2]}, after{s.pads[1], s.pads[3]};
+  auto direct = dnnl::algorithm::convolution_direct;
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::convolution_forward::primitive_desc forward(Engine(), dnnl::prop_kind::forward_training, direct, p->images,
+                                                    any, p->result, strides, before, after, attributes);
+  if (pass == kForward) {
+    p->run = dnnl::convolution_forward(forward);
+    p->kernel = forward.weights_desc();
+    p->scratch = forward.scratchpad_desc();
+  } else if (pass == kInput) {
+    dnnl::convolution_backward_data::primitive_desc d(Engine(), direct, p->images, any, p->result, strides, before,
+                                                      after, forward, attributes);
+    p->run = dnnl::convolution_backward_data(d);
+    p->kernel = d.weights_desc();
+    p->scratch = d.scratchpad_desc();
+  } else {
+    dnnl::convolution_backward_weights::primitive_desc d(Engine(), direct, p->images, any, p->result, strides, before,
+                                                         after, forward, attributes);
+    p->run = dnnl::convolution_backward_weights(d);
+    p->kernel = d.diff_weights_desc();
+    p->scratch = d.scratchpad_desc();
+  }
+  entry = p;
+  return p;
+}
+
+void Reorder(const memory::desc& from, const void* source, const memory::desc& to, void* target) {
+  dnnl::stream stream(Engine());
+  memory a(from, Engine(), const_cast<void*>(source)), b(to, Engine(), target);
+  dnnl::reorder(a, b).execute(stream, a, b);
+  stream.wait();
+}
+
+void Execute(Pass pass, const Primitive& p, const float* images, const void* kernel, const float* result) {
+  dnnl::stream stream(Engine());
+  auto scratch = Buffers::Take(p.scratch.get_size());
+  auto bind = [](const memory::desc& desc, const void* data) {
+    return memory(desc, Engine(), const_cast<void*>(data));
+  };
+  const bool forward = pass == kForward;
+  p.run.execute(stream, {{pass == kInput ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, bind(p.images, images)},
+                         {pass == kWeights ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, bind(p.kernel, kernel)},
+                         {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, bind(p.result, result)},
+                         {DNNL_ARG_SCRATCHPAD, bind(p.scratch, scratch.get())}});
+  stream.wait();
+}
+
+// The part i of `parts` of a batch: first image and number.
+std::pair<int64_t, int64_t> Part(int64_t n, int64_t parts, int64_t i) {
+  int64_t first = n * i / parts;
+  return {first, n * (i + 1) / parts - first};
+}
+
+Shape Sized(Shape s, int64_t n) {
+  s.n = n;
+  return s;
+}
+
+using Array = ffi::Buffer<ffi::F32>;
+
+ffi::Error Run(Pass pass, ffi::ThreadPool pool, const Array& images, const Array& kernel, const Array& result,
+               ffi::Span<const int64_t> strides, ffi::Span<const int64_t> pads) {
+  auto x = images.dimensions(), k = kernel.dimensions(), y = result.dimensions();
+  Shape s{x[0], x[1], x[2], x[3], k[0], k[1], k[3], y[1], y[2], {strides[0], strides[1]}, {pads[0], pads[1], pads[2], pads[3]}};
+  const float *px = images.typed_data(), *py = result.typed_data();
+  float* pk = const_cast<float*>(kernel.typed_data());
+  const int64_t image = s.h * s.w * s.cin, map = s.oh * s.ow * s.cout, threads = std::max<int64_t>(pool.num_threads(), 1);
+  try {
+    if (s.n == 0) {
+      if (pass == kWeights) std::memset(pk, 0, kernel.size_bytes());
+      return ffi::Error::Success();
+    }
+    if (pass != kWeights) {
+      const int64_t parts = std::min(s.n, 4 * threads);
+      const memory::desc own = Get(pass, Sized(s, Part(s.n, parts, 0).second))->kernel;
+      auto blocked = Buffers::Take(own.get_size());
+      Parallel(pool, 1, [&](int64_t) { Reorder(Hwio(s), pk, own, blocked.get()); });
+      Parallel(pool, parts, [&](int64_t i) {
+        auto [first, count] = Part(s.n, parts, i);
+        auto p = Get(pass, Sized(s, count));
+        const void* weights = blocked.get();
+        std::shared_ptr<char> other;
+        if (p->kernel != own) {  // the last part is smaller by one image and may want another layout
+          other = Buffers::Take(p->kernel.get_size());
+          Reorder(Hwio(s), pk, p->kernel, other.get());
+          weights = other.get();
+        }
+        Execute(pass, *p, px + first * image, weights, py + first * map);
+      });
+      return ffi::Error::Success();
+    }
+    const int64_t parts = std::min(s.n, threads), size = s.fh * s.fw * s.cin * s.cout;
+    auto sums = Buffers::Take(parts * size * sizeof(float));
+    float* sum = reinterpret_cast<float*>(sums.get());
+    Parallel(pool, parts, [&](int64_t i) {
+      auto [first, count] = Part(s.n, parts, i);
+      auto p = Get(pass, Sized(s, count));
+      auto own = Buffers::Take(p->kernel.get_size());
+      Execute(pass, *p, px + first * image, own.get(), py + first * map);
+      Reorder(p->kernel, own.get(), Hwio(s), parts == 1 ? pk : sum + i * size);
+    });
+    if (parts > 1) {
+      Parallel(pool, threads, [&](int64_t i) {
+        auto [first, count] = Part(size, threads, i);
+        for (int64_t j = first; j < first + count; j++) {
+          float total = sum[j];
+          for (int64_t part = 1; part < parts; part++) total += sum[part * size + j];
+          pk[j] = total;
+        }
+      });
+    }
+    return ffi::Error::Success();
+  } catch (const std::exception& e) {
+    return ffi::Error::Internal(std::string("oneDNN: ") + e.what());
+  }
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Array images, Array kernel, ffi::Result<Array> result, ffi::Span<const int64_t> strides,
+                   ffi::Span<const int64_t> pads) {
+  return Run(kForward, pool, images, kernel, *result, strides, pads);
+}
+
+ffi::Error InputGradient(ffi::ThreadPool pool, Array result, Array kernel, ffi::Result<Array> images, ffi::Span<const int64_t> strides,
+                         ffi::Span<const int64_t> pads) {
+  return Run(kInput, pool, *images, kernel, result, strides, pads);
+}
+
+ffi::Error WeightGradient(ffi::ThreadPool pool, Array images, Array result, ffi::Result<Array> kernel, ffi::Span<const int64_t> strides,
+                          ffi::Span<const int64_t> pads) {
+  return Run(kWeights, pool, images, *kernel, result, strides, pads);
+}
+
+auto Binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Array>()
+      .Arg<Array>()
+      .Ret<Array>()
+      .Attr<ffi::Span<const int64_t>>("strides")
+      .Attr<ffi::Span<const int64_t>>("pads");
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(binwrn_conv_forward, Forward, Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(binwrn_conv_input_gradient, InputGradient, Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(binwrn_conv_weight_gradient, WeightGradient, Binding());

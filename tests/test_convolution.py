@@ -1,0 +1,182 @@
+"""Convolutions by oneDNN and by XLA: values and gradients against NumPy in float64; what is chosen where."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from binwrn_jax.models import convolution as chosen
+from binwrn_jax.models import onednn
+from binwrn_jax.models.layers import spatial_pads
+
+
+@pytest.fixture(scope="module")
+def library():
+    if not onednn.available():
+        pytest.skip("no oneDNN here, or no C++ compiler")
+
+
+def patches(x, window, stride, pads):
+    """``[N, H2, W2, F, F, C]``, a view of the padded images."""
+    x = np.pad(x, ((0, 0), *pads, (0, 0)))
+    views = np.lib.stride_tricks.sliding_window_view(x, (window, window), (1, 2))
+    return views[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+
+
+def exact(x, kernel, g, stride, pads):
+    """The convolution and its two gradients for the cotangent ``g``, in float64."""
+    x, kernel, g = (np.asarray(a, np.float64) for a in (x, kernel, g))
+    window = kernel.shape[0]
+    seen = patches(x, window, stride, pads)
+    padded = np.zeros(np.pad(x, ((0, 0), *pads, (0, 0))).shape)
+    _, height, width, _ = g.shape
+    for i in range(window):
+        for j in range(window):
+            at = np.s_[:, i : i + stride * height : stride, j : j + stride * width : stride]
+            padded[at] += g @ kernel[i, j].T
+    (top, _), (left, _) = pads
+    dx = padded[:, top : top + x.shape[1], left : left + x.shape[2]]
+    return np.einsum("nhwijc,ijco->nhwo", seen, kernel), dx, np.einsum("nhwijc,nhwo->ijco", seen, g)
+
+
+def draw(n, size, c_in, c_out, window, stride, padding):
+    rng = np.random.default_rng(0)
+    pads = spatial_pads(size, window, stride, padding)
+    shapes = (n, *size, c_in), (window, window, c_in, c_out), (n, *(-(-s // stride) for s in size), c_out)
+    x, kernel, g = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    return x, kernel, g, pads
+
+
+SHAPES = {
+    "first, 3 channels": (5, (8, 8), 3, 16, 3, 1, "symmetric"),
+    "first, 1 channel": (3, (8, 8), 1, 8, 3, 1, "symmetric"),
+    "one image": (1, (8, 8), 16, 16, 3, 1, "same"),
+    "stride 2 of MATLAB": (9, (8, 8), 16, 32, 3, 2, "symmetric"),
+    "stride 2 of Keras": (9, (8, 8), 16, 32, 3, 2, "same"),
+    "odd and not square": (4, (9, 7), 5, 7, 3, 2, "same"),
+    "odd, symmetric": (4, (9, 7), 5, 7, 3, 2, "symmetric"),
+    "1x1 to classes": (4, (8, 8), 64, 10, 1, 1, "symmetric"),
+    "7x7 of ImageNet": (2, (32, 32), 3, 20, 7, 2, "symmetric"),
+    "7x7, same": (2, (32, 32), 3, 20, 7, 2, "same"),
+    "wide": (17, (8, 8), 96, 64, 3, 1, "symmetric"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_values_and_gradients(library, name):
+    x, kernel, g, pads = draw(*SHAPES[name])
+    stride = SHAPES[name][5]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(convolve, x, kernel, g):
+        y, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, (stride, stride), pads), x, kernel)
+        return y, *pull(g)
+
+    wanted = exact(x, kernel, g, stride, pads)
+    for convolve in (chosen.onednn_convolution, chosen.xla_convolution):
+        for found, true in zip(run(convolve, x, kernel, g), wanted, strict=True):
+            assert found.dtype == jnp.float32 and found.shape == true.shape
+            # A few units in the last place of the largest sum.
+            np.testing.assert_allclose(found, true, rtol=0, atol=2e-6 * np.abs(true).max())
+
+
+def test_same_bits_each_time_and_donated(library):
+    """A resumed run equals an uninterrupted one only if nothing depends on the order of the threads."""
+    x, kernel, g, pads = draw(33, (16, 16), 16, 16, 3, 1, "symmetric")
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def step(x, kernel):
+        gradient = jax.grad(lambda k: (chosen.onednn_convolution(x, k, (1, 1), pads) * g).sum())(kernel)
+        return kernel - 1e-3 * gradient
+
+    def run():
+        value = jnp.copy(kernel)
+        for _ in range(5):
+            value = step(x, value)
+        return np.asarray(value)
+
+    first = run()
+    assert np.isfinite(first).all() and all(np.array_equal(first, run()) for _ in range(5))
+
+
+def test_an_image_does_not_depend_on_its_batch(library):
+    x, kernel, _, pads = draw(21, (8, 8), 16, 32, 3, 1, "symmetric")
+    run = jax.jit(lambda x: chosen.onednn_convolution(x, kernel, (1, 1), pads))
+    np.testing.assert_array_equal(run(x)[:5], run(x[:5]))
+
+
+def test_many_programs_at_once(library):
+    """Eight devices run the same call at a time: no deadlock, no mixed-up buffer."""
+    x, kernel, _, pads = draw(16, (8, 8), 16, 16, 3, 1, "symmetric")
+    run = jax.jit(lambda x: chosen.onednn_convolution(x, kernel, (1, 1), pads))
+    wanted = np.asarray(run(x))
+    inputs = [jax.device_put(x, device) for device in jax.devices()]
+    for _ in range(20):
+        for result in [run(value) for value in inputs]:
+            np.testing.assert_array_equal(result, wanted)
+
+
+def test_empty_batch(library):
+    x, kernel, g, pads = draw(0, (8, 8), 3, 4, 3, 1, "symmetric")
+    y, pull = jax.vjp(
+        lambda x, k: chosen.onednn_convolution(x, k, (1, 1), pads), jnp.asarray(x), jnp.asarray(kernel)
+    )
+    dx, dk = pull(jnp.asarray(g))
+    assert y.shape == g.shape and dx.shape == x.shape and not np.asarray(dk).any()
+
+
+# --- the choice ---------------------------------------------------------------------------------------------
+
+
+def program_of(dtype):
+    x, kernel, _, pads = draw(2, (8, 8), 3, 4, 3, 1, "symmetric")
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return jax.jit(lambda x, k: chosen.convolution(x, k, (1, 1), pads)).lower(x, kernel).as_text()
+
+
+def test_choice(library, monkeypatch):
+    assert "binwrn_conv" not in program_of(jnp.float32)  # eight devices here
+    monkeypatch.setattr(chosen.jax, "device_count", lambda: 1)
+    assert "binwrn_conv_forward" in program_of(jnp.float32)
+    assert "binwrn_conv" not in program_of(jnp.bfloat16)
+    with chosen.portable():
+        assert "binwrn_conv" not in program_of(jnp.float32)
+    backend = jax.jit(lambda x, k: chosen.convolution(x, k, (1, 1), ((1, 1), (1, 1))))
+    for_tpu = backend.trace(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))).lower(lowering_platforms=("tpu",))
+    assert "binwrn_conv" not in for_tpu.as_text() and "convolution" in for_tpu.as_text()
+    monkeypatch.setattr(chosen.jax, "default_backend", lambda: "gpu")
+    assert "binwrn_conv" not in program_of(jnp.float32)
+
+
+SCRIPT = """
+import logging
+logging.basicConfig(format="%(message)s"); logging.getLogger("binwrn_jax").setLevel("INFO")
+import jax, jax.numpy as jnp
+from binwrn_jax.models.convolution import convolution
+x, k = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+run = jax.jit(lambda x, k: convolution(x, k, (1, 1), ((1, 1), (1, 1))))
+print("binwrn_conv_forward" in run.lower(x, k).as_text(), float(run(x, k).sum()))
+"""
+SUM = 2 * 4 * 3 * (22 * 22)  # each axis sees 3 pixels in 6 windows, 2 in two
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"CXX": "no-such-compiler"}, "CXX=no-such-compiler is no program"),
+        ({"CXX": "false"}, "the C++ compiler"),
+        ({"XDG_CACHE_HOME": "/proc/none"}, "No such file"),
+    ],
+)
+def test_without_it_xla_convolves_and_one_line_says_why(tmp_path, variables, message):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **variables}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["False", str(float(SUM))], done.stderr
+    lines = [line for line in done.stderr.splitlines() if "oneDNN" in line]
+    assert len(lines) == 1 and message in lines[0]
+    assert not list(tmp_path.rglob("*.so"))
