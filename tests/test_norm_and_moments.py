@@ -39,6 +39,30 @@ def test_global_statistics():
     np.testing.assert_allclose(updated["moments"]["std"], np.sqrt(flat.var(0) + EPSILON), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("ghost_size", "dtype", "rtol"), [(0, "float32", 1e-4), (4, "float32", 1e-4), (0, "bfloat16", 2e-2)]
+)
+def test_gradient_is_that_of_the_formula(ghost_size, dtype, rtol):
+    """The gradient written out against the one that JAX derives from the definition."""
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(2, 3, (12, 4, 6, 5)), dtype)
+    g = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+
+    def definition(x):
+        y = jnp.asarray(x, jnp.float32).reshape(-1, ghost_size or 12, 4, 6, 5)
+        mean, var = y.mean((1, 2, 3), keepdims=True), y.var((1, 2, 3), keepdims=True)
+        return (((y - mean) / jnp.sqrt(var + EPSILON)).reshape(x.shape) * g).sum()
+
+    layer = BatchNorm(ghost_size=ghost_size)
+    found = jax.jit(jax.grad(lambda x: (apply(layer, x)[0] * g).sum()))(x)
+    wanted = jax.jit(jax.grad(definition))(x)
+    assert found.dtype == x.dtype
+    scale = np.abs(np.asarray(wanted, np.float32)).max()
+    np.testing.assert_allclose(
+        *(np.asarray(a, np.float32) for a in (found, wanted)), rtol=0, atol=rtol * scale
+    )
+
+
 def test_ghost_groups_are_batches_of_their_own():
     x = np.concatenate([activations(seed, 4) for seed in range(3)])  # groups that differ by magnitudes
     y, updated = apply(BatchNorm(ghost_size=4), x)
