@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+from binwrn_jax.allocator import keep_memory
 from binwrn_jax.cli import train_main
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(train_main(sys.argv, default_config=Path(__file__).parent / "configs" / "digits.py"))

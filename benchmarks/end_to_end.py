@@ -25,6 +25,7 @@ from common import machine, markdown, process_mb, spread
 
 from binwrn_jax import config as configs
 from binwrn_jax import loop, sharding
+from binwrn_jax.allocator import keep_memory
 from binwrn_jax.data.on_device import DeviceData
 from binwrn_jax.data.sources import dataset_spec, load
 from binwrn_jax.metrics import MetricsLog
@@ -141,6 +142,7 @@ def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    keep_memory()  # as train.py does
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -56,7 +56,9 @@ class Ours:
 
         from binwrn_jax import config as configs
         from binwrn_jax import sharding
+        from binwrn_jax.allocator import keep_memory
 
+        keep_memory()  # as train.py does
         self.setting, self.jax = setting, jax
         self.config = configs.base_config()
         self.config.model.depth, self.config.model.width = setting["depth"], float(setting["width"])
