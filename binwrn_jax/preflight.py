@@ -27,6 +27,7 @@ from binwrn_jax.data.sources import DatasetSpec, dataset_spec
 from binwrn_jax.errors import UserError
 from binwrn_jax.hardware import Peak, peak
 from binwrn_jax.state import TrainState, init_state
+from binwrn_jax.models.convolution import portable
 from binwrn_jax.steps import jit_train_step
 
 # Options of `get_topology_desc` by version. On v4 the two cores of a chip are one JAX device (megacore), as
@@ -261,7 +262,8 @@ def compile_step(config: ConfigDict, devices: list[jax.Device], effort: float = 
     model = configs.build_model(config.model, spec.num_classes)
     optimizer = configs.build_optimizer(config, steps_per_epoch)
     step = jit_train_step(config, model, optimizer, mesh, steps_per_epoch, spec.streamed)
-    lowered = step.lower(state_shapes(config), input_shapes(config))
+    with portable():  # this machine's own convolutions are not those of the rented one
+        lowered = step.lower(state_shapes(config), input_shapes(config))
     on_tpu = devices[0].platform == "tpu"
     began = time.monotonic()
     try:
