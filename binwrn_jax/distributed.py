@@ -40,8 +40,8 @@ SUSPECT_BEATS = 5  # the same where a connection broke
 FAREWELL_SECONDS = 10.0
 WAIT_MS = 7 * 24 * 3600 * 1000  # whoever waits is ended by `_Watch` where there is nothing to wait for
 
-_FAILURE, _ALIVE, _ENDED, _FIRST, _END = (
-    f"binwrn/{name}" for name in ("failure", "alive/", "ended/", "first/", "end")
+_FAILURE, _ALIVE, _SUSPECT, _ENDED, _FIRST, _END = (
+    f"binwrn/{name}" for name in ("failure", "alive/", "suspect/", "ended/", "first/", "end")
 )
 _AGAIN = "run the same command to go on from the last checkpoint"
 _first_calls = itertools.count()
@@ -182,7 +182,6 @@ class _Watch:
     def __init__(self) -> None:
         self._client: Any = global_state.client
         self._over = threading.Event()
-        self._silent_beats = SILENT_BEATS
 
     def start(self) -> None:
         for target in (self._beat, self._wait_for_failure):
@@ -205,7 +204,8 @@ class _Watch:
 
     def expect_the_dead(self) -> None:
         """A connection broke: waits until it is known whose, which ends this process; else returns."""
-        self._silent_beats = SUSPECT_BEATS
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_set(f"{_SUSPECT}{process_index()}", "", allow_overwrite=True)
         time.sleep((SILENT_BEATS + 5) * BEAT_SECONDS)
 
     def _post(self, index: int | None, message: str, code: int) -> None:
@@ -242,12 +242,13 @@ class _Watch:
                     self._look_for_the_dead(latest, beat)
 
     def _look_for_the_dead(self, latest: dict[int, tuple[str, int]], now: int) -> None:
+        patience = SUSPECT_BEATS if self._client.key_value_dir_get(_SUSPECT) else SILENT_BEATS
         beats = {int(key.rpartition("/")[2]): value for key, value in self._client.key_value_dir_get(_ALIVE)}
         for index in range(process_count()):
             beat = beats.get(index, "")
             if index not in latest or latest[index][0] != beat:
                 latest[index] = (beat, now)
-            elif now - latest[index][1] > self._silent_beats:
+            elif now - latest[index][1] > patience:
                 who = f"process {index} of {process_count()}"
                 self._post(None, f"{who} has died, or its machine: the job ends; {_AGAIN}", 1)
 

@@ -81,6 +81,8 @@ def _locked_by_first(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"another run is using {workdir}: wait for it, or choose another --workdir"
             ) from None
+        except OSError:
+            pass  # some network file systems have no locks
         file.truncate(0)
         file.write(secrets.token_hex(8))
         file.flush()
