@@ -49,9 +49,9 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the seeds decide the claim."""
-        if self.low is None or self.high is None:
-            return "one seed decides nothing"
+        """Whether the seeds decide the claim; fewer than three are not asked."""
+        if self.low is None or self.high is None or self.n < 3:
+            return "too few seeds"
         return "agrees" if self.low > 0 else "the opposite" if self.high < 0 else "not resolved"
 
 
@@ -249,7 +249,7 @@ def _claims(
     lines = [
         "Paired by seed: error of the first minus error of the second, in percentage points, with the 95 %",
         "interval of its mean (Student's t over the seeds; the test images are the same for all). *Agrees*:",
-        "the interval lies above zero; *not resolved*: it holds zero.",
+        "the interval lies above zero; *not resolved*: it holds zero; fewer than three seeds decide nothing.",
         "",
         "| claim | first - second | paper | ours | 95 % interval | n | |",
         "|---|---|---:|---:|---:|---:|---|",
@@ -303,7 +303,7 @@ def _link(run: Run, output: Path) -> str:
     """Of a run inside the report's folder a link, of others the name."""
     if run.path.resolve().is_relative_to(output.resolve()):
         place = run.path.resolve().relative_to(output.resolve())
-        return f"[{place.name}]({place})"
+        return f"[{'/'.join(place.parts[1:])}]({place})"
     return f"`{'/'.join(run.path.parts[-2:])}`"
 
 
