@@ -19,7 +19,7 @@ from binwrn_jax.checkpoints import MODEL_FILE
 from binwrn_jax.cli import main as binwrn
 from binwrn_jax.data.sources import load
 from binwrn_jax.models import layers
-from binwrn_jax.runtime import measure, open_model
+from binwrn_jax.runtime import ArrayImages, measure, open_model
 
 FIELDS = {
     "as trained": {},
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write")
     arguments = parser.parse_args()
     official = Path(os.environ["BINWRN_OFFICIAL_DIR"]) / "matlab_cifar10_20-10.mat"
-    data = load("cifar10", "test", limit=arguments.limit)
+    data = ArrayImages(load("cifar10", "test", limit=arguments.limit))
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "matlab"
