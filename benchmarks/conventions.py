@@ -14,6 +14,7 @@ import unittest.mock
 from pathlib import Path
 
 import flax.linen as nn
+import numpy as np
 
 from binwrn_jax.checkpoints import MODEL_FILE
 from binwrn_jax.cli import main as binwrn
@@ -35,7 +36,20 @@ def main() -> None:
     arguments = parser.parse_args()
     official = Path(os.environ["BINWRN_OFFICIAL_DIR"]) / "matlab_cifar10_20-10.mat"
     data = ArrayImages(load("cifar10", "test", limit=arguments.limit))
-    results = {}
+    results: dict[str, dict[str, float]] = {}
+    trained: list[np.ndarray] = []
+
+    def record(name: str, model: Path) -> None:
+        result, logits, _ = measure(open_model(model), data)
+        trained.append(logits)
+        change = float(np.abs(logits - trained[0]).max())
+        results[name] = {
+            "error": result["error"],
+            "loss": result["loss"],
+            "largest_change_of_a_logit": change,
+        }
+        print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in results[name].items()), flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "matlab"
         assert binwrn(["import", str(official), "--output", str(model), "--dataset", "cifar10"]) == 0
@@ -43,8 +57,7 @@ def main() -> None:
         for name, fields in FIELDS.items():
             changed = {**description, "model": {**description["model"], **fields}}
             (model / MODEL_FILE).write_text(json.dumps(changed))
-            results[name] = measure(open_model(model), data)[0]["error"]
-            print(f"{name}: test error {results[name]:.2f} %", flush=True)
+            record(name, model)
         (model / MODEL_FILE).write_text(json.dumps(description))
         # The models divide by the pixels inside the image, whatever they are asked for here.
         average = nn.avg_pool
@@ -54,10 +67,9 @@ def main() -> None:
 
         with unittest.mock.patch.object(layers.nn, "avg_pool", ninths):
             name = "average pool divides by 9 at the border"
-            results[name] = measure(open_model(model), data)[0]["error"]
-            print(f"{name}: test error {results[name]:.2f} %", flush=True)
+            record(name, model)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"images": arguments.limit, "error": results}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"images": arguments.limit, **results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
