@@ -105,7 +105,7 @@ def _readable(path: Path, remedy: str) -> Any:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = " ".join(str(error).split())[:1600] or type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}): {remedy}") from error
 
 
