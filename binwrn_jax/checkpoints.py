@@ -105,7 +105,9 @@ def _readable(path: Path, remedy: str) -> Any:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:1600] or type(error).__name__
+        # Orbax wraps what it met in a page about how it was stored.
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300] or type(cause).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}): {remedy}") from error
 
 

@@ -136,6 +136,7 @@ def test_signal_to_one_process_saves_all_at_one_step(two, tmp_path, signum):
     np.testing.assert_allclose([ours[s] for s in after], [theirs[s] for s in after], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_kill_9_of_one_process_ends_the_other(two, tmp_path):
     job = start_job(tmp_path, 2)
     wait_for_step(job[0], tmp_path, 75)
