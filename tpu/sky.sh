@@ -25,34 +25,14 @@ variables:
 TEXT
 }
 
-verb="" dry=0
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) dry=1 ;;
-    -h | --help) usage; exit 0 ;;
-    -*) echo "error: unknown option $argument" >&2; exit 2 ;;
-    *) [ -z "$verb" ] || { echo "error: one verb at a time: $verb, $argument" >&2; exit 2; }
-      verb=$argument ;;
-  esac
-done
-[ -n "$verb" ] || { usage >&2; exit 2; }
-NAME=${NAME:-binwrn}
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-
-# Prints a command as it could be typed; runs it unless this is a dry run.
-run() {
-  local text="" word
-  for word in "$@"; do
-    case "$word" in *[!A-Za-z0-9_./:=@%,+-]* | "") word="'${word//\'/\'\\\'\'}'" ;; esac
-    text+="${text:+ }$word"
-  done
-  printf '+ %s\n' "$text"
-  [ "$dry" = 1 ] || "$@"
-}
+# shellcheck source=common.sh source-path=SCRIPTDIR
+source "$repo/tpu/common.sh"
+NAME=${NAME:-binwrn}
 
 launch() {
   local infra=()
-  [ -n "${BUCKET:-}" ] || { echo "error: set BUCKET, see --help" >&2; exit 2; }
+  require BUCKET
   [ -z "${INFRA:-}" ] || infra=(--infra "$INFRA")
   run cd "$repo"
   run sky jobs launch --yes --detach-run --name "$NAME" --num-nodes "${NODES:-2}" --gpus "${GPUS:-H100:8}" \

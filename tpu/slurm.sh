@@ -29,36 +29,16 @@ variables:
 TEXT
 }
 
-verb="" dry=0
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) dry=1 ;;
-    -h | --help) usage; exit 0 ;;
-    -*) echo "error: unknown option $argument" >&2; exit 2 ;;
-    *) [ -z "$verb" ] || { echo "error: one verb at a time: $verb, $argument" >&2; exit 2; }
-      verb=$argument ;;
-  esac
-done
-[ -n "$verb" ] || { usage >&2; exit 2; }
-for variable in WORKDIR TFDS_DATA_DIR; do
-  [ -n "${!variable:-}" ] || { echo "error: set $variable, see --help" >&2; exit 2; }
-done
+# SLURM runs a copy of this file from elsewhere.
+repo=${REPO:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+# shellcheck source=common.sh source-path=SCRIPTDIR
+source "$repo/tpu/common.sh"
+require WORKDIR TFDS_DATA_DIR
 NODES=${NODES:-2} GPUS=${GPUS:-8} CPUS=${CPUS:-12} HOURS=${HOURS:-24} NAME=${NAME:-binwrn}
 CONFIG=${CONFIG:-configs/imagenet.py}
 read -r -a flags <<<"${FLAGS:-}"
 read -r -a sbatch_flags <<<"${SBATCH_FLAGS:-}"
 log=$WORKDIR/slurm.log
-
-# Prints a command as it could be typed; runs it unless this is a dry run.
-run() {
-  local text="" word
-  for word in "$@"; do
-    case "$word" in *[!A-Za-z0-9_./:=@%,+-]* | "") word="'${word//\'/\'\\\'\'}'" ;; esac
-    text+="${text:+ }$word"
-  done
-  printf '+ %s\n' "$text"
-  [ "$dry" = 1 ] || "$@"
-}
 
 setup() {
   run "${PYTHON:-python3}" -m venv "$repo/.venv"
@@ -83,8 +63,6 @@ job() {
   fi
 }
 
-# SLURM runs a copy of this file from elsewhere.
-repo=${REPO:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 case "$verb" in
   setup | launch | job) "$verb" ;;
   resume) launch ;;

@@ -41,23 +41,13 @@ variables (the machine's script sets ACCELERATOR, RUNTIME and a default ZONE):
 TEXT
 }
 
-verb="" dry=0
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) dry=1 ;;
-    -h | --help) usage; exit 0 ;;
-    -*) echo "error: unknown option $argument" >&2; exit 2 ;;
-    *) [ -z "$verb" ] || { echo "error: one verb at a time: $verb, $argument" >&2; exit 2; }
-      verb=$argument ;;
-  esac
-done
-[ -n "$verb" ] || { usage >&2; exit 2; }
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=common.sh source-path=SCRIPTDIR
+source "$repo/tpu/common.sh"
 for variable in MACHINE ACCELERATOR RUNTIME ZONE; do
   [ -n "${!variable:-}" ] || { echo "error: $variable is not set: call tpu/v5e-16.sh or the like" >&2; exit 2; }
 done
-for variable in PROJECT BUCKET; do
-  [ -n "${!variable:-}" ] || { echo "error: set $variable, see --help" >&2; exit 2; }
-done
+require PROJECT BUCKET
 case "$BUCKET" in gs://?*) ;; *) echo "error: BUCKET must begin with gs://" >&2; exit 2 ;; esac
 BUCKET=${BUCKET%/}
 NAME=${NAME:-binwrn-$MACHINE}
@@ -67,22 +57,9 @@ FLAGS=${FLAGS:-}
 # The workers see the bucket as a folder (Cloud Storage FUSE): train.py writes to folders.
 mount=/mnt/binwrn
 DATA=${DATA:-$mount/tfds}
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 commit=$(git -C "$repo" rev-parse --short=12 "${REF:-HEAD}^{commit}")
 code=$BUCKET/code/$commit.tar.gz
 place=(--project="$PROJECT" --zone="$ZONE")
-
-# Prints a command as it could be typed; runs it unless this is a dry run.
-run() {
-  local text="" word
-  for word in "$@"; do
-    case "$word" in *[!A-Za-z0-9_./:=@%,+-]* | "") word="'${word//\'/\'\\\'\'}'" ;; esac
-    text+="${text:+ }$word"
-  done
-  printf '+ %s\n' "$text" >&3
-  [ "$dry" = 1 ] || "$@"
-}
-if [ "$dry" = 1 ]; then exec 3>&1; else exec 3>&2; fi
 
 # State of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, PROVISIONING, SUSPENDED, FAILED, ... or NONE.
 # A dry run takes it to be as the first argument says.
