@@ -50,8 +50,13 @@ class Checkpoints:
         self._ocp = ocp
         directory.mkdir(parents=True, exist_ok=True)
         self._check_foreign()
+        # Every device has the whole state. By default each process would write a slice of each array, and a
+        # checkpoint would hang on what all of them have on disk; so process 0 writes it.
+        first_alone = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, first_alone))
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
+            item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy.AnyPreservationPolicy(
                     [policy.LatestN(keep), policy.CustomSteps(list(milestones))]
@@ -77,7 +82,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state from the devices and writes it in the background; no-op if already saved."""
         if self.latest() != step:
-            self._manager.save(step, args=self._ocp.args.StandardSave(state), force=True)
+            self._manager.save(step, args=self._ocp.args.PyTreeSave(state), force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Reads a checkpoint into the structure, dtypes and shardings of ``like``.
@@ -89,7 +94,8 @@ class Checkpoints:
         path = self._directory / str(step)
         remedy = "delete this folder to resume from the checkpoint before it, or choose another --workdir"
         with _readable(path, remedy):
-            return self._manager.restore(step, args=self._ocp.args.StandardRestore(abstract))
+            how = self._ocp.checkpoint_utils.construct_restore_args(abstract)
+            return self._manager.restore(step, args=self._ocp.args.PyTreeRestore(abstract, restore_args=how))
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk; raises what went wrong in the background."""
