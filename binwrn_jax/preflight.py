@@ -26,7 +26,7 @@ from binwrn_jax.data.on_device import StoredImages
 from binwrn_jax.data.sources import DatasetSpec, dataset_spec
 from binwrn_jax.errors import UserError
 from binwrn_jax.hardware import Peak, peak
-from binwrn_jax.models.convolution import portable
+from binwrn_jax.models.operations import portable
 from binwrn_jax.state import TrainState, init_state
 from binwrn_jax.steps import jit_train_step
 

@@ -25,7 +25,7 @@ from binwrn_jax.config import build_model
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.folding import Operation, fold, layout_of, same_structure, unfold
 from binwrn_jax.errors import UserError
-from binwrn_jax.models.convolution import convolution
+from binwrn_jax.models.operations import convolution
 from binwrn_jax.runtime import BATCH_SIZE, LayerRow, Predictor, in_batches
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from binwrn_jax.checkpoints import write_atomically
 from binwrn_jax.deploy.packed import LoadedModel, PackedModel
 from binwrn_jax.errors import UserError
-from binwrn_jax.models import convolution
+from binwrn_jax.models.operations import portable
 from binwrn_jax.runtime import BATCH_SIZE, in_batches
 
 FIRST_LINE = b"binwrn-stablehlo 1"
@@ -54,7 +54,7 @@ def write_stablehlo(packed: PackedModel, path: str | Path) -> None:
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *packed.metadata["input"]["shape"]), jnp.uint8)
-    with convolution.portable():
+    with portable():
         program = bytes(jax.export.export(logits, platforms=PLATFORMS)(images).serialize())
     metadata = {
         "binwrn": packed.metadata,

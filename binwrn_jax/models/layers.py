@@ -12,12 +12,10 @@ from jaxtyping import Array, Float, Real
 
 from binwrn_jax.binarize import get_rule, he_scale
 from binwrn_jax.errors import UserError
-from binwrn_jax.models.convolution import Pads, convolution
+from binwrn_jax.models.operations import Groups, Pads, Sums, convolution, moments, products
 
 Images = Float[Array, "N H W C"]
 Pixels = Real[Array | np.ndarray, "N H W C"]  # the network's input, uint8 for example
-Groups = Float[Array, "G N H W C"]  # images in ghost groups
-Moments = Float[Array, "G 1 1 1 C"]
 NewImages = Float[Array, "N H2 W2 C2"]  # of another size
 
 PADDINGS = ("symmetric", "same")
@@ -87,7 +85,7 @@ class BinaryConv(nn.Module):
 
 
 @jax.custom_vjp
-def normalise(x: Groups) -> tuple[Groups, Moments, Moments]:
+def normalise(x: Groups) -> tuple[Groups, Sums, Sums]:
     """``x_hat = (x - mean) / sqrt(var + 1e-5)`` by group and channel, with ``mean`` and ``var``; all float32.
 
     Its gradient is written out: derived from the lines above by JAX it reads and keeps half as much again,
@@ -96,22 +94,21 @@ def normalise(x: Groups) -> tuple[Groups, Moments, Moments]:
     return _normalise(x)[0]
 
 
-def _normalise(x: Groups) -> tuple[tuple[Groups, Moments, Moments], tuple[Groups, Moments, Moments]]:
-    y = jnp.asarray(x, jnp.float32)
-    mean = y.mean((1, 2, 3), keepdims=True)
-    var = jnp.square(y - mean).mean((1, 2, 3), keepdims=True)
+def _normalise(x: Groups) -> tuple[tuple[Groups, Sums, Sums], tuple[Groups, Sums, Sums]]:
+    mean, var = moments(x)
     std = jnp.sqrt(var + BN_EPSILON)
-    return ((y - mean) / std, mean, var), (x, mean, std)
+    return ((jnp.asarray(x, jnp.float32) - mean) / std, mean, var), (x, mean, std)
 
 
 def _normalise_gradient(
-    saved: tuple[Groups, Moments, Moments], cotangents: tuple[Groups, Moments, Moments]
+    saved: tuple[Groups, Sums, Sums], cotangents: tuple[Groups, Sums, Sums]
 ) -> tuple[Groups]:
     (x, mean, std), (g, _, _) = saved, cotangents
-    x_hat = (jnp.asarray(x, jnp.float32) - mean) / std
-    g_mean = g.mean((1, 2, 3), keepdims=True)
-    g_along = (g * x_hat).mean((1, 2, 3), keepdims=True)
-    return (((g - g_mean - x_hat * g_along) / std).astype(x.dtype),)
+    count = x.shape[1] * x.shape[2] * x.shape[3]
+    g_sum, g_along = products(g, x, mean)
+    slope = g_along / (count * std * std)
+    dx = (g - g_sum / count - (jnp.asarray(x, jnp.float32) - mean) * slope) / std
+    return (dx.astype(x.dtype),)
 
 
 normalise.defvjp(_normalise, _normalise_gradient)

@@ -1,8 +1,8 @@
-"""The convolution of all networks, and the one place that chooses what computes it.
+"""Convolution and the sums of batch norm, and the one place that chooses what computes them.
 
-On a CPU alone, XLA's convolution and above all its weight gradient leave most of the processor unused;
-there oneDNN computes float32 convolutions (docs/performance.md has the numbers). Accelerators, several
-devices, other types, and machines without oneDNN or a C++ compiler use XLA's.
+XLA's own code leaves most of a CPU unused, above all in the weight gradient. There oneDNN computes float32
+convolutions and code of ours the sums (docs/performance.md has the numbers). Accelerators, several devices,
+other types, and machines without oneDNN or a C++ compiler use XLA's.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from binwrn_jax.models import onednn
+from binwrn_jax.models import cpu
 
 Images = Float[Array, "N H W Cin"]
 Kernel = Float[Array, "F F2 Cin Cout"]
 Maps = Float[Array, "N H2 W2 Cout"]
+Groups = Float[Array, "G N H W C"]  # images in ghost groups
+Sums = Float[Array, "G 1 1 1 C"]
 Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -37,6 +39,14 @@ def portable() -> Iterator[None]:
         _portable.reset(token)
 
 
+def _cpu_alone(x: Array) -> bool:
+    """Whether what is traced for ``x`` may call `binwrn_jax.models.cpu`."""
+    if _portable.get() or x.dtype != jnp.float32 or jax.default_backend() != "cpu":
+        return False
+    # One device: a custom call does not divide over several, its operands would be gathered.
+    return jax.device_count() == 1 and cpu.available()
+
+
 def convolution(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:
     """Cross-correlation of images with a kernel of their dtype; differentiable in both.
 
@@ -46,9 +56,7 @@ def convolution(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps
       strides: along the two spatial axes.
       pads: zeros before and after each spatial axis, see `binwrn_jax.models.layers.spatial_pads`.
     """
-    # One device: a custom call does not divide over several, its operands would be gathered.
-    on_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if on_cpu and not _portable.get() and x.dtype == jnp.float32 and onednn.available():
+    if _cpu_alone(x):
         return onednn_convolution(x, kernel, strides, pads)
     return xla_convolution(x, kernel, strides, pads)
 
@@ -64,7 +72,7 @@ def onednn_convolution(x: Images, kernel: Kernel, strides: Strides, pads: Pads) 
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: onednn.forward(x, kernel, strides, pads),
+        cpu=lambda x, kernel: cpu.conv_forward(x, kernel, strides, pads),
         default=lambda x, kernel: xla_convolution(x, kernel, strides, pads),
     )
 
@@ -76,8 +84,8 @@ def _forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> tuple[M
 def _backward(strides: Strides, pads: Pads, saved: tuple[Images, Kernel], g: Maps) -> tuple[Images, Kernel]:
     def on_cpu(x: Images, kernel: Kernel, g: Maps) -> tuple[Images, Kernel]:
         return (
-            onednn.input_gradient(x, kernel, g, strides, pads),
-            onednn.weight_gradient(x, kernel, g, strides, pads),
+            cpu.conv_input_gradient(x, kernel, g, strides, pads),
+            cpu.conv_weight_gradient(x, kernel, g, strides, pads),
         )
 
     def elsewhere(x: Images, kernel: Kernel, g: Maps) -> tuple[Images, Kernel]:
@@ -88,3 +96,33 @@ def _backward(strides: Strides, pads: Pads, saved: tuple[Images, Kernel], g: Map
 
 
 onednn_convolution.defvjp(_forward, _backward)
+
+
+# --- sums of batch norm -------------------------------------------------------------------------------------
+
+
+def moments(x: Groups) -> tuple[Sums, Sums]:
+    """Mean and variance of each group and channel, float32; not to be differentiated."""
+    if not _cpu_alone(x):
+        return xla_moments(x)
+    return jax.lax.platform_dependent(x, cpu=cpu.moments, default=xla_moments)
+
+
+def xla_moments(x: Groups) -> tuple[Sums, Sums]:
+    """`moments` by XLA."""
+    y = jnp.asarray(x, jnp.float32)
+    mean = y.mean((1, 2, 3), keepdims=True)
+    return mean, jnp.square(y - mean).mean((1, 2, 3), keepdims=True)
+
+
+def products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
+    """Sums of ``g`` and of ``g (x - mean)`` over each group and channel, float32; ``g`` is float32."""
+    if not _cpu_alone(x):
+        return xla_products(g, x, mean)
+    return jax.lax.platform_dependent(g, x, mean, cpu=cpu.products, default=xla_products)
+
+
+def xla_products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
+    """`products` by XLA."""
+    distance = jnp.asarray(x, jnp.float32) - mean
+    return g.sum((1, 2, 3), keepdims=True), (g * distance).sum((1, 2, 3), keepdims=True)

@@ -4,9 +4,6 @@
 // competes for the cores, and the parts, hence the rounding, depend on the pool's size alone.
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -16,6 +13,7 @@
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
+#include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
 #if DNNL_CPU_RUNTIME == DNNL_RUNTIME_OMP
@@ -27,6 +25,9 @@ extern "C" int omp_get_max_threads(void);
 #endif
 
 namespace ffi = xla::ffi;
+using binwrn::Buffers;
+using binwrn::Parallel;
+using binwrn::Part;
 using dnnl::memory;
 
 namespace {
@@ -46,86 +47,6 @@ class OneThread {
 const dnnl::engine& Engine() {
   static const dnnl::engine* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
   return *engine;
-}
-
-// Buffers that outlive a call: pages fresh from the system would cost more than some convolutions.
-class Buffers {
- public:
-  static std::shared_ptr<char> Take(size_t bytes) {
-    static Buffers* buffers = new Buffers;
-    Item item = buffers->Find(bytes);
-    return {item.data, [item](char*) {
-              std::lock_guard<std::mutex> lock(buffers->mutex_);
-              buffers->free_.push_back(item);
-            }};
-  }
-
- private:
-  struct Item {
-    size_t bytes;
-    char* data;
-  };
-
-  Item Find(size_t bytes) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    size_t best = free_.size(), largest = free_.size();
-    for (size_t i = 0; i < free_.size(); i++) {
-      if (free_[i].bytes >= bytes && (best == free_.size() || free_[i].bytes < free_[best].bytes)) best = i;
-      if (largest == free_.size() || free_[i].bytes > free_[largest].bytes) largest = i;
-    }
-    if (best < free_.size()) {
-      Item item = free_[best];
-      free_.erase(free_.begin() + best);
-      return item;
-    }
-    if (largest < free_.size()) {  // too small: grows, so that there are never more than were in use at once
-      std::free(free_[largest].data);
-      free_.erase(free_.begin() + largest);
-    }
-    bytes = (bytes + 4095) / 4096 * 4096;
-    char* data = static_cast<char*>(std::aligned_alloc(4096, std::max<size_t>(bytes, 4096)));
-    if (!data) throw std::bad_alloc();
-    return {bytes, data};
-  }
-
-  std::mutex mutex_;
-  std::vector<Item> free_;
-};
-
-// Runs work(0), ..., work(count - 1), each once, on the caller's thread and those of the pool.
-template <typename Work>
-void Parallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
-  struct Shared {
-    std::atomic<int64_t> next{0};
-    std::mutex mutex;
-    std::condition_variable finished;
-    int64_t done = 0;
-    std::string error;
-  };
-  auto shared = std::make_shared<Shared>();
-  // A thread of the pool may come when all is done and `work` is gone: it then finds no index and touches nothing.
-  auto run = [shared, count, &work] {
-    for (int64_t i; (i = shared->next++) < count;) {
-      std::string error;
-      try {
-        OneThread one;
-        work(i);
-      } catch (const std::exception& e) {
-        error = e.what();
-      }
-      std::lock_guard<std::mutex> lock(shared->mutex);
-      if (!error.empty()) shared->error = error;
-      if (++shared->done == count) shared->finished.notify_all();
-    }
-  };
-  for (int64_t i = 1; i < std::min<int64_t>(count, pool.num_threads()); i++) {
-    auto task = run;
-    pool.Schedule(std::move(task));
-  }
-  run();
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->finished.wait(lock, [&] { return shared->done == count; });
-  if (!shared->error.empty()) throw std::runtime_error(shared->error);
 }
 
 struct Shape {
@@ -197,6 +118,7 @@ std::shared_ptr<const Primitive> Get(Pass pass, const Shape& s) {
 }
 
 void Reorder(const memory::desc& from, const void* source, const memory::desc& to, void* target) {
+  OneThread one;
   dnnl::stream stream(Engine());
   memory a(from, Engine(), const_cast<void*>(source)), b(to, Engine(), target);
   dnnl::reorder(a, b).execute(stream, a, b);
@@ -204,6 +126,7 @@ void Reorder(const memory::desc& from, const void* source, const memory::desc& t
 }
 
 void Execute(Pass pass, const Primitive& p, const float* images, const void* kernel, const float* result) {
+  OneThread one;
   dnnl::stream stream(Engine());
   auto scratch = Buffers::Take(p.scratch.get_size());
   auto bind = [](const memory::desc& desc, const void* data) {
@@ -215,12 +138,6 @@ void Execute(Pass pass, const Primitive& p, const float* images, const void* ker
                          {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, bind(p.result, result)},
                          {DNNL_ARG_SCRATCHPAD, bind(p.scratch, scratch.get())}});
   stream.wait();
-}
-
-// The part i of `parts` of a batch: first image and number.
-std::pair<int64_t, int64_t> Part(int64_t n, int64_t parts, int64_t i) {
-  int64_t first = n * i / parts;
-  return {first, n * (i + 1) / parts - first};
 }
 
 Shape Sized(Shape s, int64_t n) {
@@ -246,7 +163,7 @@ ffi::Error Run(Pass pass, ffi::ThreadPool pool, const Array& images, const Array
       const int64_t parts = std::min(s.n, 4 * threads);
       const memory::desc own = Get(pass, Sized(s, Part(s.n, parts, 0).second))->kernel;
       auto blocked = Buffers::Take(own.get_size());
-      Parallel(pool, 1, [&](int64_t) { Reorder(Hwio(s), pk, own, blocked.get()); });
+      Reorder(Hwio(s), pk, own, blocked.get());
       Parallel(pool, parts, [&](int64_t i) {
         auto [first, count] = Part(s.n, parts, i);
         auto p = Get(pass, Sized(s, count));

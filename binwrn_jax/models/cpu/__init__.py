@@ -1,9 +1,9 @@
-"""Convolutions on the CPU by oneDNN, called from within XLA's programs (XLA FFI).
+"""Parts of a step on the CPU, called from within XLA's programs: convolutions by oneDNN, sums of batch norm.
 
-``convolution.cc`` beside this file is compiled by the system's C++ compiler when it is first needed, into
-``~/.cache/binwrn_jax/onednn`` (or below XDG_CACHE_HOME). The library and its headers are those of the
-packages ``onednn-cpu-gomp`` and ``onednn-devel-cpu-gomp`` from PyPI, where these are not installed the
-system's own, version 3 (Debian 13: ``libdnnl-dev``).
+The C++ sources beside this file are compiled by the system's compiler when they are first needed, into
+``~/.cache/binwrn_jax/cpu`` (or below XDG_CACHE_HOME). oneDNN and its headers are those of the packages
+``onednn-cpu-gomp`` and ``onednn-devel-cpu-gomp`` from PyPI, where these are not installed the system's own,
+version 3 (Debian 13: ``libdnnl-dev``).
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-SOURCE = Path(__file__).parent / "convolution.cc"
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared")
-PASSES = ("forward", "input_gradient", "weight_gradient")
+FOLDER = Path(__file__).parent
+SOURCES = ("convolution.cc", "statistics.cc")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")
+CALLS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient", "moments", "products")
 WHEELS = {"onednn-devel-cpu-gomp": "oneapi/dnnl/dnnl.hpp", "onednn-cpu-gomp": "libdnnl.so.3"}
 
 Images = Float[Array, "N H W Cin"]
 Kernel = Float[Array, "F F2 Cin Cout"]
 Maps = Float[Array, "N H2 W2 Cout"]
+Groups = Float[Array, "G N H W C"]
+Sums = Float[Array, "G 1 1 1 C"]
 Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -44,34 +48,50 @@ class _Unavailable(Exception):
     """Why there is no oneDNN here, in one line."""
 
 
-def forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:
-    """The convolution, as `binwrn_jax.models.convolution.convolution` says, in float32.
+def conv_forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:
+    """The convolution, as `binwrn_jax.models.operations.convolution` says, in float32.
 
-    Neither it nor its gradients depend on what else the machine does. `weight_gradient` is summed in as many
-    parts as XLA has threads, so on another number of cores it may be rounded otherwise.
+    Neither it nor its gradients depend on what else the machine does. `conv_weight_gradient` is summed in
+    as many parts as XLA has threads, so on another number of cores it may be rounded otherwise.
     """
     size = [
         (extent + sum(pad) - window) // stride + 1
         for extent, pad, window, stride in zip(x.shape[1:3], pads, kernel.shape[:2], strides, strict=True)
     ]
-    return _call("forward", (x.shape[0], *size, kernel.shape[3]), x, kernel, strides, pads)
+    return _convolve("conv_forward", (x.shape[0], *size, kernel.shape[3]), x, kernel, strides, pads)
 
 
-def input_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, pads: Pads) -> Images:
-    """The cotangent of ``x``, of which only the shape counts, where ``g`` is that of `forward`'s result."""
-    return _call("input_gradient", x.shape, g, kernel, strides, pads)
+def conv_input_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, pads: Pads) -> Images:
+    """The cotangent of ``x``, of which only the shape counts; ``g`` is that of `conv_forward`'s result."""
+    return _convolve("conv_input_gradient", x.shape, g, kernel, strides, pads)
 
 
-def weight_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, pads: Pads) -> Kernel:
+def conv_weight_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, pads: Pads) -> Kernel:
     """The cotangent of ``kernel``, of which only the shape counts."""
-    return _call("weight_gradient", kernel.shape, x, g, strides, pads)
+    return _convolve("conv_weight_gradient", kernel.shape, x, g, strides, pads)
 
 
-def _call(name: str, shape: tuple[int, ...], a: Array, b: Array, strides: Strides, pads: Pads) -> Array:
-    call = jax.ffi.ffi_call(
-        f"binwrn_conv_{name}", jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential"
-    )
+def _convolve(name: str, shape: tuple[int, ...], a: Array, b: Array, strides: Strides, pads: Pads) -> Array:
+    call = _call(name, shape)
     return call(a, b, strides=np.asarray(strides, np.int64), pads=np.asarray(pads, np.int64).ravel())
+
+
+def moments(x: Groups) -> tuple[Sums, Sums]:
+    """Mean and variance over N, H and W, in one pass; see `binwrn_jax.models.operations.moments`."""
+    shape = (x.shape[0], 1, 1, 1, x.shape[-1])
+    return tuple(_call("moments", shape, shape)(x))
+
+
+def products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
+    """Sums over N, H and W of ``g`` and of ``g (x - mean)``, in one pass."""
+    return tuple(_call("products", mean.shape, mean.shape)(g, x, mean))
+
+
+def _call(name: str, *shapes: tuple[int, ...]) -> Any:
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.ffi.ffi_call(
+        f"binwrn_{name}", results if len(results) > 1 else results[0], vmap_method="sequential"
+    )
 
 
 # --- the library --------------------------------------------------------------------------------------------
@@ -82,11 +102,11 @@ def available() -> bool:
     """Whether the functions above can be used here; compiles and loads it. Says once why not."""
     try:
         library = ctypes.CDLL(str(build()))
-        for name in PASSES:
-            function = jax.ffi.pycapsule(getattr(library, f"binwrn_conv_{name}"))
-            jax.ffi.register_ffi_target(f"binwrn_conv_{name}", function, platform="cpu")
+        for name in CALLS:
+            function = jax.ffi.pycapsule(getattr(library, f"binwrn_{name}"))
+            jax.ffi.register_ffi_target(f"binwrn_{name}", function, platform="cpu")
     except (_Unavailable, OSError) as reason:
-        _log.info("convolutions by XLA, which is slower than oneDNN: %s", reason)
+        _log.info("all by XLA, without oneDNN, which is slower: %s", reason)
         return False
     return True
 
@@ -107,7 +127,7 @@ def _folder_of(wheel: str) -> Path | None:
 def build() -> Path:
     """Compiles the shared library unless it is there already, and gives its path.
 
-    Its name is made of the source, the libraries' versions, the compiler and its flags, so a change of any
+    Its name is made of the sources, the libraries' versions, the compiler and its flags, so a change of any
     of them compiles anew. The file appears at once: processes may build side by side.
     """
     name = os.environ.get("CXX")
@@ -120,7 +140,7 @@ def build() -> Path:
         )
     headers, libraries = (_folder_of(wheel) for wheel in WHEELS)
     versions = [jax.__version__]
-    arguments = [*FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE)]
+    arguments = [*FLAGS, "-isystem", jax.ffi.include_dir(), *(str(FOLDER / name) for name in SOURCES)]
     if headers and libraries:
         versions += [importlib.metadata.version(wheel) for wheel in WHEELS]
         arguments += [
@@ -133,17 +153,19 @@ def build() -> Path:
         arguments += ["-ldnnl"]
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-        digest = hashlib.sha256(version + SOURCE.read_bytes())
+        digest = hashlib.sha256(version)
+        for path in sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cc")]):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
         for part in (compiler, *arguments, *versions, sys.platform, platform.machine()):
             digest.update(part.encode() + b"\0")
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(cache) / "binwrn_jax" / "onednn"
-        library = folder / f"convolution-{digest.hexdigest()[:24]}.so"
+        folder = Path(cache) / "binwrn_jax" / "cpu"
+        library = folder / f"calls-{digest.hexdigest()[:24]}.so"
         if library.exists():
             return library
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
-            made = Path(scratch) / "convolution.so"
+            made = Path(scratch) / "calls.so"
             result = subprocess.run([compiler, *arguments, "-o", str(made)], capture_output=True, text=True)
             if result.returncode:
                 lines = [line for line in result.stderr.splitlines() if "error" in line]

@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN and by XLA: values and gradients against NumPy in float64; what is chosen where."""
+"""Convolutions and sums, by our CPU calls and by XLA, against NumPy in float64; what is chosen where."""
 
 import functools
 import os
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from binwrn_jax.models import convolution as chosen
-from binwrn_jax.models import onednn
+from binwrn_jax.models import cpu
+from binwrn_jax.models import operations as chosen
 from binwrn_jax.models.layers import spatial_pads
 
 
 @pytest.fixture(scope="module")
 def library():
-    if not onednn.available():
+    if not cpu.available():
         pytest.skip("no oneDNN here, or no C++ compiler")
 
 
@@ -130,6 +130,49 @@ def test_empty_batch(library):
     assert y.shape == g.shape and dx.shape == x.shape and not np.asarray(dk).any()
 
 
+# --- sums of batch norm -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 20, 8, 8, 16),
+        (3, 5, 7, 9, 3),  # ghost groups, and rows that are not whole blocks
+        (1, 4, 32, 32, 40),
+        (2, 1, 1, 1, 5),
+        (1, 2, 3, 3, 20000),  # more channels than a block has values
+    ],
+)
+def test_sums(library, shape):
+    rng = np.random.default_rng(0)
+    offset, scale = 100 * rng.normal(size=shape[-1]), 10.0 ** rng.integers(-1, 3, shape[-1])
+    x = jnp.asarray(rng.normal(size=shape) * scale + offset, jnp.float32)
+    g = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    exact = np.asarray(x, np.float64)
+    mean = exact.mean((1, 2, 3), keepdims=True)
+    squares = np.square(exact - mean).mean((1, 2, 3), keepdims=True)
+    for moments, products in ((cpu.moments, cpu.products), (chosen.xla_moments, chosen.xla_products)):
+        found, variance = jax.jit(moments)(x)
+        # In units of the values' spread, to which a float32 of the offset's size is not exact.
+        spread = np.sqrt(squares) + 1e-6 * np.abs(mean)
+        assert (np.abs(found - mean) <= 1e-5 * spread + 1e-6 * np.abs(mean)).all()
+        np.testing.assert_allclose(variance, squares, rtol=1e-4, atol=1e-6 * float(np.abs(mean).max()) ** 2)
+        sums = jax.jit(products)(g, x, found)
+        weights = np.asarray(g, np.float64)
+        gaps = exact - np.asarray(found, np.float64)
+        for got, true in zip(sums, (weights, weights * gaps), strict=True):
+            size = np.abs(true).sum((1, 2, 3), keepdims=True)
+            assert (np.abs(got - true.sum((1, 2, 3), keepdims=True)) <= 3e-6 * size).all()
+
+
+def test_sums_have_the_same_bits_each_time(library):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 16, 16, 16)), jnp.float32)
+    run = jax.jit(lambda x: (*cpu.moments(x), *cpu.products(x, x + 1, x[:, :1, :1, :1])))
+    first = [np.asarray(a) for a in run(x)]
+    for _ in range(10):
+        jax.tree.map(np.testing.assert_array_equal, first, [np.asarray(a) for a in run(x)])
+
+
 # --- the choice ---------------------------------------------------------------------------------------------
 
 
@@ -157,7 +200,7 @@ SCRIPT = """
 import logging
 logging.basicConfig(format="%(message)s"); logging.getLogger("binwrn_jax").setLevel("INFO")
 import jax, jax.numpy as jnp
-from binwrn_jax.models.convolution import convolution
+from binwrn_jax.models.operations import convolution
 x, k = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
 run = jax.jit(lambda x, k: convolution(x, k, (1, 1), ((1, 1), (1, 1))))
 print("binwrn_conv_forward" in run.lower(x, k).as_text(), float(run(x, k).sum()))
