@@ -31,17 +31,21 @@ from binwrn_jax.data.sources import DATASETS
 from binwrn_jax.errors import UserError
 from binwrn_jax.hardware import PEAKS
 from binwrn_jax.metrics import Record, read_records
+from binwrn_jax.models.wide_resnet import architecture
 from binwrn_jax.schedules import cycle_ends
 
 CHECKOUT = Path(__file__).parent.parent
 SCALES = ("full", "cpu")
 
-# FLOP/s that the estimates of hours assume for the convolutions of a training step. None but the CPU's has
-# been measured here: the two others are a quarter of the published bfloat16 peak, a guess.
-MACHINES = {
-    "CPU": 60e9,  # 2 cores, float32: 20-1 on CIFAR-10 trained at 240 to 300 images/s
-    "H200": 0.25 * PEAKS["NVIDIA H200"].bfloat16,
-    "v5e-8": 0.25 * 8 * PEAKS["TPU v5e"].bfloat16,
+# FLOP/s that the estimates of hours assume for the convolutions of a training step, of networks that begin
+# with fewer than 64 channels and of wider ones. The CPU's are measured, see docs/performance.md: on 2 cores
+# (Xeon of the Sapphire Rapids class), float32, batch 125, a step of 20-1 took 204 ms, of 20-4 1,600 ms and of
+# 20-10 9,907 ms: 148, 302 and 304 GFLOP/s. The two others are guesses: a quarter of the published bfloat16 peak.
+WIDE = 64
+MACHINES: dict[str, tuple[float, float]] = {
+    "CPU": (150e9, 300e9),
+    "H200": (0.25 * PEAKS["NVIDIA H200"].bfloat16,) * 2,
+    "v5e-8": (0.25 * 8 * PEAKS["TPU v5e"].bfloat16,) * 2,
 }
 
 
@@ -96,8 +100,10 @@ class Experiment:
 
     def hours(self) -> dict[str, float]:
         """Estimated training time by machine, see `MACHINES`; without evaluation."""
+        model = self.config().model
+        wide = architecture(model.depth, model.width).channels >= WIDE
         flop = self.images_in_all * self.gflop_per_image * 1e9
-        return {machine: flop / rate / 3600 for machine, rate in MACHINES.items()}
+        return {machine: flop / rates[wide] / 3600 for machine, rates in MACHINES.items()}
 
 
 @functools.cache
@@ -279,19 +285,24 @@ EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (*_full_scale(), *_cpu_
 
 
 class Comparison(NamedTuple):
-    """A claim of the paper as a difference of two test errors, ``worse - better``.
+    """A claim as a difference of two test errors, ``worse - better``.
 
     Attributes:
       tag: the figure or table that it belongs to.
-      claim: the paper's, in words.
-      worse: name of the experiment that should have the larger error.
+      claim: in words.
+      worse: name of the experiment that has the larger error if the claim is true; of a claim of no
+        difference the variant.
       better: name of the other.
+      equal: whether the claim is that the two do not differ.
+      ours: whether it is a question of this project, about which the paper claims nothing.
     """
 
     tag: str
     claim: str
     worse: str
     better: str
+    equal: bool = False
+    ours: bool = False
 
 
 def _comparisons() -> Iterator[Comparison]:
@@ -311,12 +322,14 @@ def _comparisons() -> Iterator[Comparison]:
         for base in (f"c10-{weights}-20-4", f"c100-{weights}-20-4", f"c10-{weights}"):
             yield Comparison("fig7", "residual beats plain", base + "-plain", base)
     for start, end in (("c10", "-20-4"), ("c100", "-20-4"), ("c10", "")):
+        claim = "BWN works equally well with one scale per layer"  # section 5.2
+        yield Comparison("rules", claim, f"{start}-bwn-layer{end}", f"{start}-bwn{end}", equal=True)
         for rule in ("bwn", "bwn-layer", "binaryconnect"):
             claim = f"the constant scale beats {rule}"
-            yield Comparison("rules", claim, f"{start}-{rule}{end}", f"{start}-1bit{end}")
+            yield Comparison("rules", claim, f"{start}-{rule}{end}", f"{start}-1bit{end}", ours=True)
     for version in ("matlab", "keras"):
         claim = f"the {version} version's choices change nothing"
-        yield Comparison("conventions", claim, f"c10-1bit-{version}", "c10-1bit")
+        yield Comparison("conventions", claim, f"c10-1bit-{version}", "c10-1bit", equal=True, ours=True)
     for name in EXPERIMENTS:
         base = name.removesuffix("-cutout")
         if base != name and base in EXPERIMENTS:
@@ -519,6 +532,10 @@ class Measurement(NamedTuple):
     def by_seed(self) -> dict[int, float]:
         """Test error by seed."""
         return {run.seed: error for run, error in zip(self.runs, self.errors, strict=True)}
+
+    def optional(self) -> dict[str, list[float]]:
+        """What only some have, under the names of `ERRORS`: each is empty where no run has it."""
+        return dict(zip(ERRORS[1:], (self.top5, self.crops, self.crops_top5), strict=True))
 
 
 def measure(experiment: Experiment, runs: Iterable[Run]) -> list[Measurement]:

@@ -21,13 +21,18 @@ SECTIONS = (
     ("Table 1", "table1", "full"),
     ("Table 2", "table2", "full"),
     ("MNIST", "mnist", "full"),
-    ("Fig. 6: warm restarts and batch-norm learning, off and on", "fig6", "full"),
-    ("Fig. 7: residual and plain", "fig7", "full"),
+    (figures.CAPTIONS["fig6"], "fig6", "full"),
+    (figures.CAPTIONS["fig7"], "fig7", "full"),
     ("Other 1-bit rules", "rules", "full"),
     ("Follow-up without batch norm, and its Keras baseline", "nobn", "full"),
     ("Not in the paper: 20-1 on all of CIFAR-10", "small", "full"),
     ("CPU scale", "", "cpu"),
 )
+NOT_AT_HAND = (
+    "The data behind the paper's figure were not at hand: the data set, the network and its epochs are this "
+    "project's choice, and need not be the figure's."
+)
+NOTES = {"fig6": NOT_AT_HAND, "fig7": NOT_AT_HAND}
 
 
 class Difference(NamedTuple):
@@ -47,12 +52,19 @@ class Difference(NamedTuple):
     high: float | None
     n: int
 
-    @property
-    def verdict(self) -> str:
-        """Whether the seeds decide the claim; fewer than three are not asked."""
+    def verdict(self, equal: bool = False) -> str:
+        """What the seeds say of a claim; fewer than three are not asked.
+
+        Args:
+          equal: the claim is that there is no difference, see `Comparison`: seeds can refute it, and show how
+            small a difference is, but not that there is none.
+        """
         if self.low is None or self.high is None or self.n < 3:
             return "too few seeds"
-        return "agrees" if self.low > 0 else "the opposite" if self.high < 0 else "not resolved"
+        if self.low <= 0 <= self.high:
+            half = (self.high - self.low) / 2
+            return f"no difference seen, +- {half:.2f}" if equal else "not resolved"
+        return "agrees" if self.low > 0 and not equal else "disagrees"
 
 
 def difference(worse: Sequence[Measurement], better: Sequence[Measurement]) -> Difference | None:
@@ -62,7 +74,7 @@ def difference(worse: Sequence[Measurement], better: Sequence[Measurement]) -> D
     ...     runs = [Run(Path(), {"seed": seed}, {}, [], {}) for seed in range(len(errors))]
     ...     return [Measurement("float32", runs, errors, [], [], [])]
     >>> result = difference(of([10.0, 12.0, 11.0]), of([9.0, 10.0, 10.0]))
-    >>> round(result.mean, 2), round(result.low, 2), round(result.high, 2), result.verdict
+    >>> round(result.mean, 2), round(result.low, 2), round(result.high, 2), result.verdict()
     (1.33, -0.1, 2.77, 'not resolved')
     """
     from scipy.stats import t
@@ -183,9 +195,14 @@ def _markdown(
         lines += ["", f"## {title}", ""]
         if scale == "cpu":
             lines += [_cpu_setting(), ""]
+        elif tag in NOTES:
+            lines += [NOTES[tag], ""]
         chosen = [e for e in EXPERIMENTS.values() if e.scale == scale and (not tag or tag in e.tags)]
         lines += _table(chosen, measured)
-    lines += ["", "## The paper's claims as differences", "", *_claims(measured, differences)]
+    lines += ["", "## The paper's claims as differences", "", *CLAIMS_TEXT, ""]
+    lines += _claims({c: d for c, d in differences.items() if not c.ours})
+    lines += ["", "## Questions of this project as differences", "", OURS_TEXT, ""]
+    lines += _claims({c: d for c, d in differences.items() if c.ours})
     lines += ["", "## Figures", ""]
     for name, caption in figures.CAPTIONS.items():
         lines += [f"![{caption}]({name}.png)", "", f"{caption} ([SVG]({name}.svg))", ""]
@@ -243,14 +260,18 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.2f}"
 
 
-def _claims(
-    measured: dict[str, list[Measurement]], differences: dict[Comparison, Difference | None]
-) -> list[str]:
+CLAIMS_TEXT = (
+    "Paired by seed: error of the first minus error of the second, in percentage points, with the 95 %",
+    "interval of its mean (Student's t over the seeds; the test images are the same for all). *Agrees*:",
+    "the interval lies above zero; *disagrees*: below it; *not resolved*: it holds zero. Where the claim is",
+    "that two are equal: *disagrees*: it does not hold zero; *no difference seen*: it does, with half its",
+    "width. Fewer than three seeds decide nothing; of twenty such intervals one misses the truth by chance.",
+)
+OURS_TEXT = "The paper does not claim what stands here; the columns and words are the same."
+
+
+def _claims(differences: dict[Comparison, Difference | None]) -> list[str]:
     lines = [
-        "Paired by seed: error of the first minus error of the second, in percentage points, with the 95 %",
-        "interval of its mean (Student's t over the seeds; the test images are the same for all). *Agrees*:",
-        "the interval lies above zero; *not resolved*: it holds zero; fewer than three seeds decide nothing.",
-        "",
         "| claim | first - second | paper | ours | 95 % interval | n | |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
@@ -265,9 +286,9 @@ def _claims(
         names = f"`{comparison.worse}` - `{comparison.better}`"
         lines.append(
             f"| {comparison.claim} | {names} | {paper} | {found.mean:.2f} | {interval} | {found.n} "
-            f"| {found.verdict} |"
+            f"| {found.verdict(comparison.equal)} |"
         )
-    return [*lines, "", f"{missing} more comparisons of the registry have not been run."]
+    return [*lines, "", f"{missing} more of the registry have not been run."]
 
 
 def _leftovers(runs: Sequence[Run], problems: Sequence[str], output: Path) -> list[str]:
@@ -318,6 +339,7 @@ def _json(
                     {
                         "dtype": found.dtype,
                         "error_by_seed": found.by_seed(),
+                        **{key: values for key, values in found.optional().items() if values},
                         "hardware": sorted({run.hardware for run in found.runs}),
                         "commit": sorted({run.commit for run in found.runs}),
                     }
@@ -328,7 +350,7 @@ def _json(
             if values
         },
         "differences": [
-            {**comparison._asdict(), **found._asdict(), "verdict": found.verdict}
+            {**comparison._asdict(), **found._asdict(), "verdict": found.verdict(comparison.equal)}
             for comparison, found in differences.items()
             if found
         ],

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from binwrn_jax import cli, experiments
+from binwrn_jax import cli, experiments, figures
 from binwrn_jax.config import check, to_json
 from binwrn_jax.experiments import COMPARISONS, EXPERIMENTS, Experiment, covers, measure, read_run, select
 from binwrn_jax.metrics import read_records
+from binwrn_jax.report import Difference
+from binwrn_jax.schedules import cycle_ends
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "results" / "runs"
@@ -151,10 +153,34 @@ def test_lists(capsys, tmp_path):
     assert row["paper"] == {"error": 0.27} and row["images"] == 14 * 60_000
     assert row["measured"][0]["logs"] == [str(tmp_path / "a" / "metrics.jsonl")]
     # 6 x the multiply-adds of 20-4 on 28x28, counted by hand in test_cost for the 32x32 networks.
-    assert row["estimated_hours"]["CPU"] == pytest.approx(14 * 60_000 * row["gflop_per_image"] / 60 / 3600)
+    assert row["estimated_hours"]["CPU"] == pytest.approx(14 * 60_000 * row["gflop_per_image"] / 300 / 3600)
     assert cli.main(["experiments", "list", "--root", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "0.40 (n=1)" in output and all(re.search(rf"^{name} ", output, re.M) for name in EXPERIMENTS)
+
+
+def test_lists_spread_of_seeds_crops_and_each_dtype(capsys, tmp_path):
+    for seed, error in ((1, 31.0), (2, 32.0)):
+        crops = {"top5_error": error - 20, "crops_error": error - 5, "crops_top5_error": error - 23}
+        make_run(tmp_path / str(seed), "imagenet-1bit-18-2.5", {62: error}, seed=seed, result=crops)
+    exact = {"model.dtype": "float32"}
+    make_run(tmp_path / "f", "imagenet-1bit-18-2.5", {62: 30.5}, result={"top5_error": 10.5}, **exact)
+    command = ["experiments", "list", "imagenet-1bit-18-2.5", "--root", str(tmp_path)]
+    assert cli.main([*command, "--json"]) == 0
+    exact, half = json.loads(capsys.readouterr().out)[0]["measured"]
+    assert half["error"] == [31.0, 32.0] and half["top5"] == [11.0, 12.0]
+    assert half["error_25_crops"] == [26.0, 27.0] and half["top5_25_crops"] == [8.0, 9.0]
+    assert exact["top5"] == [10.5] and exact["error_25_crops"] == []
+    assert cli.main(command) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    wanted = "31.50 +- 0.71 / 11.50 +- 0.71, 25 crops 26.50 +- 0.71 / 8.50 +- 0.71 (n=2, bfloat16)"
+    assert f"30.50 / 10.50 (n=1); {wanted}" in line
+
+
+def test_hours_on_a_cpu_are_those_of_its_measured_steps():
+    for name, seconds in (("c10-1bit-20-1-cutout", 0.204), ("c10-1bit-20-4", 1.6), ("c10-1bit-20-10", 9.907)):
+        one = EXPERIMENTS[name]  # docs/performance.md, batch 125
+        assert one.hours()["CPU"] == pytest.approx(one.images_in_all / 125 * seconds / 3600, rel=0.02)
 
 
 # --- runs -----------------------------------------------------------------------------------------------
@@ -297,6 +323,63 @@ def test_report_of_runs_from_anywhere(capsys, tmp_path):
     # What was kept gives the same report again.
     report(capsys, output / "runs", "--output", output)
     assert (output / "report.md").read_text().startswith(text[: text.index("## Left out")].rstrip())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "equal", "verdict"),
+    [
+        (0.1, 0.9, False, "agrees"),
+        (-0.9, -0.1, False, "disagrees"),
+        (-0.1, 0.9, False, "not resolved"),
+        (0.1, 0.9, True, "disagrees"),
+        (-0.9, -0.1, True, "disagrees"),
+        (-0.1, 0.9, True, "no difference seen, +- 0.50"),
+    ],
+)
+def test_a_verdict_is_the_claims(low, high, equal, verdict):
+    found = Difference(mean=(low + high) / 2, sd=0.2, low=low, high=high, n=3)
+    assert found.verdict(equal) == verdict
+    assert found._replace(n=2).verdict(equal) == "too few seeds"
+    assert found._replace(low=None, high=None, n=1).verdict(equal) == "too few seeds"
+
+
+def test_report_tells_claims_of_the_paper_from_our_questions(capsys, tmp_path):
+    errors = {"1bit": 60.0, "1bit-matlab": 62.0, "32bit": 64.0, "bwn": 66.0, "bwn-layer": 66.0}
+    for variant, error in errors.items():
+        for seed, noise in ((1, 0.0), (2, 0.1), (3, -0.1)):
+            error += noise * (variant == "bwn-layer")
+            make_run(tmp_path / f"{variant}{seed}", f"c10-{variant}", {62: error}, seed=seed)
+    report(capsys, tmp_path, "--output", tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    papers, ours = text.split("## The paper's claims")[1].split("## Questions of this project")
+    ours = ours.split("## Figures")[0]
+
+    def verdict(part: str, pair: str) -> str:
+        return next(line for line in part.splitlines() if pair in line).split("|")[-2].strip()
+
+    assert verdict(papers, "`c10-1bit` - `c10-32bit`") == "disagrees"
+    assert verdict(papers, "`c10-bwn-layer` - `c10-bwn`").startswith("no difference seen, +- ")
+    assert verdict(ours, "`c10-1bit-matlab` - `c10-1bit`") == "disagrees"
+    assert verdict(ours, "`c10-bwn-layer` - `c10-1bit`") == "agrees"
+    assert "beats bwn" not in papers and "matlab" not in papers
+    differences = json.loads((tmp_path / "out" / "report.json").read_text())["differences"]
+    assert {(d["worse"], d["verdict"]) for d in differences if d["ours"]} == {
+        ("c10-1bit-matlab", "disagrees"), ("c10-bwn", "agrees"), ("c10-bwn-layer", "agrees"),
+    }  # fmt: skip
+    # Whose choice data and network of the figures are stands where they are read.
+    for name in ("Fig. 6", "Fig. 7"):
+        section = text.split(f"## {name}")[1].split("|")[0]
+        assert "20-4: our choice" in section and "this project's choice" in section
+
+
+def test_figures_mark_the_ends_of_the_small_settings_cycles():
+    (*_, small), (*_, plain) = (
+        figure.axes for figure in (figures._cycles_figure([]), figures._plain_figure([]))
+    )
+    last = experiments.CPU_EPOCHS
+    for axis in (small, plain):
+        ticks = [int(tick) for tick in axis.get_xticks()]
+        assert ticks == list(cycle_ends(last)) and ticks[-1] == last
 
 
 def test_report_without_runs_says_so(capsys, tmp_path):

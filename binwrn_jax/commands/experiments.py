@@ -15,7 +15,8 @@ from typing import Any
 from binwrn_jax import experiments
 from binwrn_jax.config import DTYPES
 from binwrn_jax.errors import UserError
-from binwrn_jax.experiments import CHECKOUT, MACHINES, SCALES, Experiment, Run
+from binwrn_jax.experiments import CHECKOUT, MACHINES, SCALES, WIDE, Experiment, Run
+from binwrn_jax.report import spread
 
 RESULTS = CHECKOUT / "docs" / "results" / "runs"
 
@@ -81,7 +82,7 @@ def list_experiments(arguments: argparse.Namespace) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     print(
         f"\n{len(rows)} experiments. Hours are estimates from the convolutions alone, at "
-        + ", ".join(f"{rate / 1e12:g} TFLOP/s on {machine}" for machine, rate in MACHINES.items())
+        + ", ".join(f"{_rates(rates)} TFLOP/s on {machine}" for machine, rates in MACHINES.items())
         + " (the accelerators' are a quarter of their peak, assumed and not measured)."
     )
     return 0
@@ -110,7 +111,7 @@ def describe(experiment: Experiment, runs: list[Run]) -> dict[str, Any]:
                 "dtype": found.dtype,
                 "seeds": [run.seed for run in found.runs],
                 "error": found.errors,
-                "top5": found.top5,
+                **found.optional(),
                 "logs": [str(run.path / "metrics.jsonl") for run in found.runs],
             }
             for found in experiments.measure(experiment, runs)
@@ -125,16 +126,31 @@ def _cells(row: dict[str, Any]) -> list[str]:
         text += f", 25 crops {paper['error_25_crops']:.2f} / {paper['top5_25_crops']:.2f}"
     measured, log = "not run", "-"
     if row["measured"]:
-        first = row["measured"][0]
-        mean = sum(first["error"]) / len(first["error"])
-        measured = f"{mean:.2f} (n={len(first['error'])})"
-        log = os.path.relpath(Path(first["logs"][0]).parent)
+        measured = "; ".join(_measured(found, "top5" in paper) for found in row["measured"])
+        log = os.path.relpath(Path(row["measured"][0]["logs"][0]).parent)
     hours = [
         f"{h:.0f}" if h >= 100 else f"{h:.2g}" if h >= 0.01 else "<0.01"
         for h in row["estimated_hours"].values()
     ]
     cost = f"{row['images'] / 1e6:.2f} x {row['gflop_per_image']:.2f}"
     return [row["name"], ",".join(row["where"]), text or "-", cost, *hours, measured, log]
+
+
+def _measured(found: dict[str, Any], top5: bool) -> str:
+    """One dtype's means, with standard deviations and the number of seeds."""
+    text = spread(found["error"])
+    if top5 and found["top5"]:
+        text += f" / {spread(found['top5'])}"
+    if found["error_25_crops"]:
+        text += f", 25 crops {spread(found['error_25_crops'])} / {spread(found['top5_25_crops'])}"
+    dtype = "" if found["dtype"] == "float32" else f", {found['dtype']}"
+    return f"{text} (n={len(found['error'])}{dtype})"
+
+
+def _rates(rates: tuple[float, float]) -> str:
+    """In TFLOP/s, of narrow and of wide networks; one number where they are equal."""
+    narrow, wide = (f"{rate / 1e12:g}" for rate in rates)
+    return wide if narrow == wide else f"{wide} (below {WIDE} channels {narrow})"
 
 
 # --- run ------------------------------------------------------------------------------------------------
