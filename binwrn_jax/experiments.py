@@ -40,7 +40,7 @@ SCALES = ("full", "cpu")
 # FLOP/s that the estimates of hours assume for the convolutions of a training step, of networks that begin
 # with fewer than 64 channels and of wider ones. The CPU's are measured, see docs/performance.md: on 2 cores
 # (Xeon of the Sapphire Rapids class), float32, batch 125, a step of 20-1 took 204 ms, of 20-4 1,600 ms and of
-# 20-10 9,907 ms: 148, 302 and 304 GFLOP/s. The two others are guesses: a quarter of the published bfloat16 peak.
+# 20-10 9,907 ms: 148, 302 and 304 GFLOP/s. The others are guesses: a quarter of the published bfloat16 peak.
 WIDE = 64
 MACHINES: dict[str, tuple[float, float]] = {
     "CPU": (150e9, 300e9),

@@ -150,6 +150,8 @@ def _cycles_figure(runs: Sequence[Run]) -> Any:
         axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.autoscale(axis="y")
+        if axis.get_legend():  # below: the curves leave no room
+            axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return figure
 
 
