@@ -25,6 +25,7 @@ __all__ = ["shared_compilations"]  # the fixture, for this file too
 # Divides over 1, 2 and 4 processes; four ghost groups. Two cycles, the second cut short.
 JOB = ("--config.batch_size=48", "--config.model.ghost_size=12", "--config.epochs=4")
 STEPS = 4 * 29
+KEEP = "--config.checkpoint.keep=20"  # every checkpoint stays, to be compared
 
 
 def start_job(workdir: Path, count: int, *arguments: str, own: dict[int, str] | None = None) -> list:
@@ -69,7 +70,7 @@ def one(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", "false")
-        finish(workdir, *JOB, "--config.checkpoint.keep=20")
+        finish(workdir, *JOB, KEEP)
     return workdir
 
 
@@ -77,7 +78,7 @@ def one(tmp_path_factory) -> Path:
 def two(tmp_path_factory) -> tuple[Path, list[str]]:
     """Two processes, uninterrupted: the folder and what they printed."""
     workdir = tmp_path_factory.mktemp("two")
-    job = start_job(workdir, 2, "--config.checkpoint.keep=20")
+    job = start_job(workdir, 2, KEEP)
     texts = outputs(job)
     assert codes(job) == [0, 0], texts
     return workdir, texts
@@ -97,11 +98,18 @@ def assert_equal_training(workdir: Path, other: Path, until: int) -> None:
     np.testing.assert_allclose([ours[s] for s in steps], [theirs[s] for s in steps], rtol=1e-5)
 
 
+def assert_equal_params(workdir: Path, other: Path, step: int) -> None:
+    """The same parameters after some steps, as one vector, but for rounding."""
+    ours, theirs = params_at(workdir, step), params_at(other, step)
+    distance = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    print(f"parameters after {step} steps: relative difference {distance:.1e}")  # for docs/results/multihost.md
+    assert distance < 1e-5
+
+
 def test_two_processes_are_one(one, two):
     workdir, texts = two
     assert_equal_training(workdir, one, until=20)
-    first, second = params_at(workdir, 20), params_at(one, 20)
-    assert np.linalg.norm(first - second) < 1e-5 * np.linalg.norm(second)
+    assert_equal_params(workdir, one, step=20)
     ours, theirs = (json.loads((w / "summary.json").read_text()) for w in (workdir, one))
     assert ours["steps"] == theirs["steps"] == STEPS
     assert ours["test"]["n"] == 360 and ours["processes"] == 2 and len(ours["devices"]) == 2
@@ -131,12 +139,13 @@ def test_signal_to_one_process_saves_all_at_one_step(two, tmp_path, signum):
     )
     assert list(ours) == list(theirs)
     before = [step for step in ours if step <= stopped]
-    after = [step for step in ours if step > stopped][1:3]  # [0] is a mean over steps before and after
+    after = [step for step in ours if step > stopped][1:]  # [0] is a mean over steps before and after
     assert [ours[s] for s in before] == [theirs[s] for s in before]  # the same bits up to there
-    np.testing.assert_allclose([ours[s] for s in after], [theirs[s] for s in after], rtol=1e-3)
+    apart = [abs(ours[s] / theirs[s] - 1) for s in after]
+    print("losses after a resume: relative differences", [f"{x:.1e}" for x in apart])
+    assert max(apart[:2]) < 1e-5
 
 
-@pytest.mark.slow
 def test_kill_9_of_one_process_ends_the_other(two, tmp_path):
     job = start_job(tmp_path, 2)
     wait_for_step(job[0], tmp_path, 75)
@@ -184,16 +193,17 @@ def test_kill_9_of_process_0_ends_the_other(tmp_path):
 @pytest.mark.slow
 def test_four_processes(one, tmp_path):
     """Equal to one; SIGTERM to the third; go on with two; then one is frozen, as if its machine were lost."""
-    job = start_job(tmp_path, 4)
+    job = start_job(tmp_path, 4, KEEP)
     wait_for_step(job[0], tmp_path, 75)
     job[2].send_signal(signal.SIGTERM)
     texts = outputs(job, timeout=60)
     assert codes(job) == [0] * 4, texts
     stopped = int(re.search(r"stopped by SIGTERM at step (\d+), saved", texts[0])[1])
     assert texts[1:] == [""] * 3
-    assert_equal_training(tmp_path, one, until=30)
+    assert_equal_training(tmp_path, one, until=20)
+    assert_equal_params(tmp_path, one, step=20)
 
-    job = start_job(tmp_path, 2)
+    job = start_job(tmp_path, 2, KEEP)
     wait_for_step(job[0], tmp_path, stopped + 20)
     job[1].send_signal(signal.SIGSTOP)
     before = time.monotonic()
@@ -203,7 +213,7 @@ def test_four_processes(one, tmp_path):
     job[1].communicate()
     assert f"resumed at step {stopped}" in text
     assert "error: process 1 of 2 has died, or its machine" in text and job[0].returncode == 1
-    finish(tmp_path, *JOB)
+    finish(tmp_path, *JOB, KEEP)
 
 
 def test_mistakes_of_one_process_end_all(tmp_path):

@@ -11,12 +11,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from binwrn_jax import UserError, sharding
+from binwrn_jax import UserError
 from binwrn_jax import config as configs
 from binwrn_jax.flags import parse_flags
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tpu"
+README = (FOLDER / "README.md").read_text()
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 MACHINES = [path for path in SCRIPTS if re.match(r"v\d", path.name)]
 VERBS = [
@@ -54,6 +55,7 @@ TOOLS = [
     "pip",
     "rm",
     "mkdir",
+    "touch",
     "tail",
     "sudo",
 ]
@@ -79,6 +81,7 @@ def tools(tmp_path):
             f'case "$*" in *"queued-resources describe"*) cat {tmp_path}/state;\n'
             f"  grep -q NOT_FOUND {tmp_path}/state && exit 1;;\n"
             f'*"queued-resources create"*) echo ACTIVE > {tmp_path}/state;;\n'
+            f'*"queued-resources delete"*) echo NOT_FOUND > {tmp_path}/state;;\n'
             f"*summary.json) [ -e {tmp_path}/done ] || exit 1;; esac; exit 0\n"
         )
         (folder / name).chmod(0o755)
@@ -232,12 +235,6 @@ def test_on_demand_and_own_names(tools):
 def test_verbs_look_at_the_state_first(tools, state, verb, wanted):
     """With a gcloud that only notes its calls. After a deletion it does not know the slice any more."""
     (tools / "state").write_text(state + "\n")
-    gcloud = tools / "bin" / "gcloud"
-    gcloud.write_text(
-        gcloud.read_text().replace(
-            'case "$*" in', f'case "$*" in *"queued-resources delete"*) echo NOT_FOUND > {tools}/state;;\n'
-        )
-    )
     result = call(tools, "v5e-16.sh", verb, PAUSE="0")
     assert result.returncode == 0, result.stderr
     done = re.findall(r"^gcloud compute tpus \S+ (create|delete|ssh) ", (tools / "calls").read_text(), re.M)
@@ -255,6 +252,116 @@ def test_watch_ends_with_the_run(tools):
     result = call(tools, "v5e-16.sh", "watch", PAUSE="0")
     assert result.returncode == 0
     assert " ssh " not in (tools / "calls").read_text()
+
+
+@pytest.fixture
+def bucket(tools):
+    """`tools` whose gcloud lists the files of a folder as the bucket's, and whose workers say ``unit``.
+
+    A launch of the training runs the script ``train``.
+    """
+    (tools / "gs" / "runs" / "imagenet" / "checkpoints").mkdir(parents=True)
+    (tools / "unit").write_text("inactive")
+    (tools / "train").write_text("exit 0")
+    gcloud = tools / "bin" / "gcloud"
+    noting = gcloud.read_text().removeprefix("#!/bin/bash\n")
+    gcloud.write_text(
+        f"""#!/bin/bash
+case "$*" in
+  *"storage ls"*)
+    path=${{@: -1}}; path={tools}/gs/${{path#gs://my-bucket/}}
+    [ -e "$path" ] || exit 1
+    case $path in */) for folder in "$path"*/; do echo "$folder"; done ;; esac
+    exit ;;
+  *"is-active binwrn ||"*) echo "worker-0: $(cat {tools}/unit)" ;;
+  *systemd-run*) (cd {tools}; bash train) ;;
+esac
+{noting}"""
+    )
+    return tools
+
+
+def launches(tools):
+    return len(re.findall(r"systemd-run", (tools / "calls").read_text()))
+
+
+def test_watch_gives_up_on_a_run_that_fails_at_the_same_step(bucket):
+    """Two checkpoints further at its second launch, then never: its first failure does not count any more."""
+    (bucket / "train").write_text(
+        "cd gs/runs/imagenet/checkpoints; mkdir -p $([ -e 500 ] && echo 1000 9.tmp || echo 500)"
+    )
+    (bucket / "bin" / "mkdir").unlink()
+    result = call(bucket, "v5e-16.sh", "watch", PAUSE="0")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: imagenet has failed 3 times at step 1000: it needs you"
+    )
+    assert launches(bucket) == 5
+
+
+def test_watch_leaves_a_run_alone_that_runs_or_was_stopped(bucket):
+    """Looks at it, running, until it is stopped; where it is lost with its slice, that is no failure."""
+    (bucket / "state").write_text("SUSPENDED\n")
+    (bucket / "train").write_text(
+        "echo x >> launched; [ $(wc -l < launched) -lt 6 ] && echo SUSPENDED > state || echo active > unit"
+    )
+    sleep = bucket / "bin" / "sleep"
+    sleep.write_text(
+        f"#!/bin/bash\ncd {bucket}; grep -q '^active' unit || exit 0\n"
+        "echo x >> looks; [ $(wc -l < looks) -lt 4 ] || echo > gs/runs/imagenet/.stop\n"
+    )
+    sleep.chmod(0o755)
+    result = call(bucket, "v5e-16.sh", "watch")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.endswith("imagenet was stopped: resume goes on\n")
+    assert launches(bucket) == 6
+
+
+def test_stop_leaves_its_mark_and_launch_takes_it_away(bucket):
+    for name in ("touch", "rm"):
+        (bucket / "bin" / name).unlink()
+    (bucket / "binwrn").mkdir()
+    mark = bucket / "gs" / "runs" / "imagenet" / ".stop"
+    for verb, there in (("stop", True), ("launch", False)):
+        (command,) = commands(call(bucket, "v5e-16.sh", verb, "--dry-run").stdout)
+        result = run_here(bucket, remote(command).replace("/mnt/binwrn", f"{bucket}/gs"))
+        assert result.returncode == 0, result.stderr
+        assert mark.exists() == there
+    assert "sudo systemctl stop binwrn" in (bucket / "calls").read_text()
+
+
+def test_a_slurm_job_goes_on_until_it_is_done_or_stopped(tools):
+    for name in ("touch", "rm", "mkdir"):
+        (tools / "bin" / name).unlink()
+    workdir = tools / "run"
+
+    def calls(verb):
+        (tools / "calls").write_text("")
+        result = call(tools, "slurm.sh", verb, WORKDIR=str(workdir), SLURM_JOB_ID="7")
+        assert result.returncode == 0, result.stderr
+        return (tools / "calls").read_text().splitlines()
+
+    assert [line.split()[0] for line in calls("launch")] == ["sbatch"]
+    train, again = calls("job")
+    assert train.startswith("srun --kill-on-bad-exit=1 ") and train.endswith(
+        f"--workdir={workdir} --config.model.ghost_size=64"
+    )
+    assert again == "scontrol requeue 7"
+    assert calls("stop") == [
+        "scancel --me --name=binwrn --state=RUNNING --signal=TERM",
+        "scancel --me --name=binwrn --state=PENDING",
+    ]
+    # Neither a job that had begun, nor one that SLURM itself has put back into the queue.
+    assert calls("job") == []
+    (workdir / ".stop").unlink()
+    (tools / "bin" / "srun").write_text(
+        f"#!/bin/bash\necho srun $JAX_COMPILATION_CACHE_DIR >> {tools}/calls\ntouch {workdir}/.stop\n"
+    )
+    assert calls("job") == [f"srun {workdir}/compiled"]
+    calls("launch")
+    assert not (workdir / ".stop").exists()
+    (tools / "bin" / "srun").write_text(f"#!/bin/bash\ntouch {workdir}/summary.json\n")
+    assert calls("job") == []
 
 
 def run_here(tools, command):
@@ -282,6 +389,7 @@ def test_launch_starts_one_unit(tools, running):
         words = shlex.split(line)
         assert f"--working-directory={tools}/code" in words
         assert "--setenv=TFDS_DATA_DIR=/mnt/binwrn/tfds" in words
+        assert "--setenv=JAX_COMPILATION_CACHE_DIR=/mnt/binwrn/compiled" in words  # a new slice has it too
         assert words[-5:] == [
             f"{tools}/code/.venv/bin/python",
             "train.py",
@@ -309,15 +417,34 @@ def test_mistakes_are_one_line(tools, script):
 def test_sky_yaml_names_the_same_variables():
     yaml = pytest.importorskip("yaml")
     task = yaml.safe_load((FOLDER / "sky.yaml").read_text())
-    assert set(task["envs"]) == {"CONFIG", "FLAGS", "RUN", "BUCKET", "TFDS_DATA_DIR"}
+    variables = {"CONFIG", "FLAGS", "RUN", "BUCKET", "TFDS_DATA_DIR"}
+    for_jax = {"JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"}
+    assert set(task["envs"]) == variables | for_jax
+    assert task["envs"]["JAX_COMPILATION_CACHE_DIR"] == "/mnt/binwrn/compiled"  # in the bucket
+    for name in for_jax:
+        assert hasattr(jax.config, name.lower())
     for part in ("setup", "run"):
         assert subprocess.run(["bash", "-n"], input=task[part], text=True).returncode == 0
 
 
-def test_the_default_batch_divides_over_a_slurm_job():
+@pytest.mark.parametrize("script", ["slurm.sh", "sky.sh"])
+def test_no_activation_leaves_its_gpu(tools, script):
+    """The default batch and groups of batch norm on the default number of GPUs."""
+    printed = commands(call(tools, script, "launch", "--dry-run").stdout)[-1]
+    (flags,) = (word.partition("=")[2] for word in printed if word.startswith("FLAGS="))
     config, _, _ = parse_flags(
-        ["train.py", f"--config={ROOT}/configs/imagenet.py"], ROOT / "configs" / "digits.py"
+        ["train.py", f"--config={ROOT}/configs/imagenet.py", *flags.split()], ROOT / "configs" / "digits.py"
     )
-    mesh = sharding.make_mesh(min(8, len(jax.devices())))
-    sharding.check_batch(mesh, config.batch_size, config.model.ghost_size, config.accumulate)
+    configs.check(config)
+    nodes, gpus = (
+        ("--nodes=2", "--gpus-per-node=8") if script == "slurm.sh" else ("--num-nodes 2", "--gpus H100:8")
+    )
+    assert nodes in " ".join(printed) and gpus in " ".join(printed)
     assert config.batch_size % 16 == 0
+    assert config.batch_size // config.model.ghost_size % 16 == 0
+    # The line of the README to try it with is the same run.
+    preflight = re.search(r"`binwrn preflight (.*) --topology cuda:h100x16 (.*)`", README)
+    words = " ".join(preflight.groups()).split()
+    tried, _, _ = parse_flags(["preflight", *words], ROOT / "configs" / "digits.py")
+    assert tried.to_dict() == config.to_dict()
+    assert f"FLAGS: {flags}\n" in (FOLDER / "sky.yaml").read_text()

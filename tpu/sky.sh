@@ -20,7 +20,8 @@ variables:
   NODES           machines                                      (2)
   GPUS            of each                                       (H100:8)
   INFRA           gcp, aws, k8s, ... as `sky` takes it          (the cheapest)
-  CONFIG, FLAGS   of train.py                                   (configs/imagenet.py)
+  CONFIG          of the run                                    (configs/imagenet.py)
+  FLAGS           of train.py            (--config.model.ghost_size=64: a group of batch norm for each GPU)
   NAME            of the job                                    (binwrn)
 TEXT
 }
@@ -37,7 +38,7 @@ launch() {
   run cd "$repo"
   run sky jobs launch --yes --detach-run --name "$NAME" --num-nodes "${NODES:-2}" --gpus "${GPUS:-H100:8}" \
     "${infra[@]}" --env BUCKET="${BUCKET%/}" --env RUN="${RUN:-imagenet}" \
-    --env CONFIG="${CONFIG:-configs/imagenet.py}" --env FLAGS="${FLAGS:-}" tpu/sky.yaml
+    --env CONFIG="${CONFIG:-configs/imagenet.py}" --env FLAGS="${FLAGS---config.model.ghost_size=64}" tpu/sky.yaml
 }
 
 case "$verb" in

@@ -15,7 +15,7 @@ usage: WORKDIR=... TFDS_DATA_DIR=... tpu/slurm.sh VERB [--dry-run]
   launch    submit the job; resume is the same
   status    of the job
   logs      follow them
-  stop      end the job; it saves first
+  stop      end the job; it saves first, and is not put back into the queue
   job       what SLURM runs
 
 variables:
@@ -23,7 +23,8 @@ variables:
   NODES, GPUS              nodes, and GPUs of each                    (2, 8)
   CPUS                     cores of each process                      (12)
   HOURS                    time limit                                 (24)
-  CONFIG, FLAGS            of train.py                                (configs/imagenet.py)
+  CONFIG                   of the run                                 (configs/imagenet.py)
+  FLAGS                    of train.py         (--config.model.ghost_size=64: a group of batch norm for each GPU)
   NAME                     of the job                                 (binwrn)
   SBATCH_FLAGS             such as '--partition=gpu --account=me'
 TEXT
@@ -36,9 +37,11 @@ source "$repo/tpu/common.sh"
 require WORKDIR TFDS_DATA_DIR
 NODES=${NODES:-2} GPUS=${GPUS:-8} CPUS=${CPUS:-12} HOURS=${HOURS:-24} NAME=${NAME:-binwrn}
 CONFIG=${CONFIG:-configs/imagenet.py}
-read -r -a flags <<<"${FLAGS:-}"
+FLAGS=${FLAGS---config.model.ghost_size=64}
+read -r -a flags <<<"$FLAGS"
 read -r -a sbatch_flags <<<"${SBATCH_FLAGS:-}"
 log=$WORKDIR/slurm.log
+mark=$WORKDIR/.stop  # there: `stop` has ended the run, `job` does not go on
 
 setup() {
   run "${PYTHON:-python3}" -m venv "$repo/.venv"
@@ -47,27 +50,38 @@ setup() {
 
 launch() {
   run mkdir -p "$WORKDIR"
+  run rm -f "$mark"
   # TERM five minutes before the limit: the run saves and exits with 0, and `job` puts itself back in the queue.
   # All GPUs of a node are visible to its processes: JAX gives each its own.
-  run env WORKDIR="$WORKDIR" TFDS_DATA_DIR="$TFDS_DATA_DIR" CONFIG="$CONFIG" FLAGS="${FLAGS:-}" REPO="$repo" \
+  run env WORKDIR="$WORKDIR" TFDS_DATA_DIR="$TFDS_DATA_DIR" CONFIG="$CONFIG" FLAGS="$FLAGS" REPO="$repo" \
     sbatch --job-name="$NAME" --nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS" \
     --cpus-per-task="$CPUS" --time="$HOURS:00:00" --signal=TERM@300 --requeue --open-mode=append \
     --output="$log" --chdir="$repo" --export=ALL --dependency=singleton "${sbatch_flags[@]}" "$repo/tpu/slurm.sh" job
 }
 
 job() {
-  run srun --kill-on-bad-exit=1 "$repo/.venv/bin/python" train.py --config="$CONFIG" --workdir="$WORKDIR" "${flags[@]}"
-  # Stopped in mid-run, not failed (that ended this script): back into the queue.
-  if [ "$dry" = 1 ] || [ ! -e "$WORKDIR/summary.json" ]; then
+  # SLURM itself queues a job again whose node is lost, also one that was being stopped.
+  [ "$dry" = 1 ] || [ ! -e "$mark" ] || return 0
+  # A job that goes on finds its programs compiled.
+  run env JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compiled}" srun --kill-on-bad-exit=1 \
+    "$repo/.venv/bin/python" train.py --config="$CONFIG" --workdir="$WORKDIR" "${flags[@]}"
+  # At the time limit or preempted, not failed (that ended this script) and not stopped: back into the queue.
+  if [ "$dry" = 1 ] || [ ! -e "$WORKDIR/summary.json" ] && [ ! -e "$mark" ]; then
     run scontrol requeue "${SLURM_JOB_ID:-JOB}"
   fi
 }
 
+stop() {
+  # The signal reaches the processes of the job and not this script, which then sees the mark.
+  run touch "$mark"
+  run scancel --me --name="$NAME" --state=RUNNING --signal=TERM
+  run scancel --me --name="$NAME" --state=PENDING
+}
+
 case "$verb" in
-  setup | launch | job) "$verb" ;;
+  setup | launch | job | stop) "$verb" ;;
   resume) launch ;;
   status) run squeue --me --name="$NAME" ;;
   logs) run tail -n 100 -F "$log" ;;
-  stop) run scancel --name="$NAME" --signal=TERM --me ;;
   *) echo "error: unknown verb $verb, see --help" >&2; exit 2 ;;
 esac

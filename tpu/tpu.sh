@@ -19,9 +19,9 @@ usage: PROJECT=... BUCKET=gs://... tpu/MACHINE.sh VERB [--dry-run]
   up        create, wait, setup and launch
   status    state of the slice, and of the training on each worker
   logs      follow the log of one worker (WORKER=0)
-  stop      end the training; it saves first
+  stop      end the training; it saves first, and watch lets it be
   resume    go on after a preemption: a new slice if need be, then setup and launch
-  watch     resume whenever it is needed, until the run is done
+  watch     resume whenever it is needed, until the run is done, is stopped, or fails 3 times at one checkpoint
   fetch     copy the packed model and the logs of the finished run here
   delete    give the slice back; the bucket stays
 
@@ -57,6 +57,7 @@ FLAGS=${FLAGS:-}
 # The workers see the bucket as a folder (Cloud Storage FUSE): train.py writes to folders.
 mount=/mnt/binwrn
 DATA=${DATA:-$mount/tfds}
+stopped=runs/$RUN/.stop  # in the bucket: `stop` has ended the run
 commit=$(git -C "$repo" rev-parse --short=12 "${REF:-HEAD}^{commit}")
 code=$BUCKET/code/$commit.tar.gz
 place=(--project="$PROJECT" --zone="$ZONE")
@@ -89,6 +90,25 @@ on_workers() {
 # Whether the run has written its summary, its last file. A dry run says no.
 finished() {
   run gcloud storage ls "$BUCKET/runs/$RUN/summary.json" >/dev/null 2>&1 && [ "$dry" = 0 ]
+}
+
+# The step of the newest checkpoint, 0 where there is none.
+newest_step() {
+  { gcloud storage ls "$BUCKET/runs/$RUN/checkpoints/" 2>/dev/null || true; } |
+    awk -F/ '$(NF - 1) ~ /^[0-9]+$/ && $(NF - 1) > step + 0 { step = $(NF - 1) } END { print step + 0 }'
+}
+
+# 'yes' where the training runs on all workers, 'no' where not, '?' where they do not answer.
+running() {
+  local answers
+  answers=$(on_workers all "echo \$(hostname): \$(systemctl is-active binwrn || true)") || true
+  if grep -Eq ': (inactive|failed)$' <<<"$answers"; then
+    echo no
+  elif grep -q ': active$' <<<"$answers"; then
+    echo yes
+  else
+    echo '?'
+  fi
 }
 
 create() {
@@ -156,14 +176,17 @@ mkdir -p $mount/runs/$RUN"
 }
 
 launch() {
+  # The programs that worker 0 has compiled are kept in the bucket: what goes on, on a new slice too, finds them. That
+  # is safe there: JAX takes no lock, and an object is whole or not there at all.
   # A systemd unit: it outlives the connection, there is never a second one, and it gets SIGTERM, upon which the
   # run saves, both from `stop` and when a preempted machine shuts down.
   on_workers all "set -euo pipefail; \
+rm -f $mount/$stopped; \
 if systemctl is-active --quiet binwrn; then echo \$(hostname): is running; exit 0; fi; \
 sudo systemctl reset-failed binwrn 2>/dev/null || true; \
 sudo systemd-run --quiet --collect --unit=binwrn --uid=\$(id -u) --gid=\$(id -g) \
 --working-directory=\$(readlink -f \$HOME/binwrn) --setenv=HOME=\$HOME --setenv=PYTHONUNBUFFERED=1 \
---setenv=TFDS_DATA_DIR=$DATA --property=KillMode=mixed --property=TimeoutStopSec=300 \
+--setenv=TFDS_DATA_DIR=$DATA --setenv=JAX_COMPILATION_CACHE_DIR=$mount/compiled --property=KillMode=mixed --property=TimeoutStopSec=300 \
 --property=LimitNOFILE=65536 \
 --property=StandardOutput=append:\$HOME/binwrn.log --property=StandardError=append:\$HOME/binwrn.log \
 \$(readlink -f \$HOME/binwrn)/.venv/bin/python train.py --config=$CONFIG --workdir=$mount/runs/$RUN${FLAGS:+ $FLAGS}; \
@@ -181,7 +204,7 @@ status() {
 
 logs() { on_workers "${WORKER:-0}" "tail -n 100 -F \$HOME/binwrn.log"; }
 
-stop() { on_workers all "sudo systemctl stop binwrn"; }
+stop() { on_workers all "touch $mount/$stopped; sudo systemctl stop binwrn"; }
 
 delete() {
   local now
@@ -208,6 +231,7 @@ resume() {
 }
 
 watch() {
+  local now step last="" failures=0
   while true; do
     if finished; then
       echo "$BUCKET/runs/$RUN is done: fetch, then delete" >&2
@@ -217,8 +241,25 @@ watch() {
       resume
       return
     fi
-    # As a process of its own: in a function called here, an error would not end it.
-    bash "${BASH_SOURCE[0]}" resume || echo "trying again" >&2
+    if gcloud storage ls "$BUCKET/$stopped" >/dev/null 2>&1; then
+      echo "$RUN was stopped: resume goes on" >&2
+      return
+    fi
+    step=$(newest_step)
+    now=$(state ACTIVE) || now='?'
+    [ "$now" != ACTIVE ] || now=$(running)
+    if [ "$now" != yes ]; then
+      # A slice that answers and does not train, at the step of the last time: the run or its start has failed. A
+      # preempted slice does not answer; a run that comes further each time may go on.
+      if [ "$step" != "$last" ]; then failures=0; elif [ "$now" = no ]; then failures=$((failures + 1)); fi
+      last=$step
+      if [ "$failures" -ge 3 ]; then
+        echo "error: $RUN has failed 3 times at step $step: it needs you, and $NAME costs until it is deleted; see logs" >&2
+        return 1
+      fi
+      # As a process of its own: in a function called here, an error would not end it.
+      bash "${BASH_SOURCE[0]}" resume || echo "trying again" >&2
+    fi
     sleep "${PAUSE:-120}"
   done
 }
