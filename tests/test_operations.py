@@ -1,4 +1,4 @@
-"""Convolutions and sums, by our CPU calls and by XLA, against NumPy in float64; what is chosen where."""
+"""Convolutions, pools and sums, by our CPU calls and XLA, against NumPy in float64; what is chosen where."""
 
 import functools
 import os
@@ -19,6 +19,14 @@ from binwrn_jax.models.layers import spatial_pads
 def library():
     if not cpu.available():
         pytest.skip("no oneDNN here, or no C++ compiler")
+
+
+DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+
+
+def skip_without(dtype):
+    if not cpu.available(dtype):
+        pytest.skip("this processor does not multiply bfloat16")
 
 
 def patches(x, window, stride, pads):
@@ -67,9 +75,12 @@ SHAPES = {
 }
 
 
+@DTYPES
 @pytest.mark.parametrize("name", SHAPES)
-def test_values_and_gradients(library, name):
+def test_values_and_gradients(library, name, dtype):
+    skip_without(dtype)
     x, kernel, g, pads = draw(*SHAPES[name])
+    x, kernel, g = (a.astype(dtype) for a in (x, kernel, g))
     stride = SHAPES[name][5]
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -80,9 +91,11 @@ def test_values_and_gradients(library, name):
     wanted = exact(x, kernel, g, stride, pads)
     for convolve in (chosen.onednn_convolution, chosen.xla_convolution):
         for found, true in zip(run(convolve, x, kernel, g), wanted, strict=True):
-            assert found.dtype == jnp.float32 and found.shape == true.shape
-            # A few units in the last place of the largest sum.
-            np.testing.assert_allclose(found, true, rtol=0, atol=2e-6 * np.abs(true).max())
+            assert found.dtype == dtype and found.shape == true.shape
+            # A few units in the last place of the largest sum; of bfloat16 half a unit, summed in float32.
+            tolerance = 2e-6 if dtype == jnp.float32 else 2**-8
+            found = np.asarray(found, np.float64)
+            np.testing.assert_allclose(found, true, rtol=0, atol=tolerance * np.abs(true).max())
 
 
 def test_same_bits_each_time_and_donated(library):
@@ -130,6 +143,44 @@ def test_empty_batch(library):
     assert y.shape == g.shape and dx.shape == x.shape and not np.asarray(dk).any()
 
 
+# --- pooling ------------------------------------------------------------------------------------------------
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("shape", "padding"),
+    [
+        ((5, 8, 8, 16), "symmetric"),
+        ((5, 8, 8, 16), "same"),
+        ((3, 9, 7, 5), "symmetric"),
+        ((1, 7, 7, 3), "same"),
+    ],
+)
+def test_average_pool(library, shape, padding, dtype):
+    skip_without(dtype)
+    rng = np.random.default_rng(0)
+    pads = spatial_pads(shape[1:3], 3, 2, padding)
+    x = jnp.asarray(rng.normal(size=shape), dtype)
+    inside = patches(np.ones(shape), 3, 2, pads)
+    true = patches(np.asarray(x, np.float64), 3, 2, pads).sum((3, 4)) / inside.sum((3, 4))
+    g = jnp.asarray(rng.normal(size=true.shape), dtype)
+    shares = np.asarray(g, np.float64) / inside.sum((3, 4))
+    gradient = np.zeros(np.pad(np.ones(shape), ((0, 0), *pads, (0, 0))).shape)
+    for i in range(3):
+        for j in range(3):
+            gradient[:, i : i + 2 * shares.shape[1] : 2, j : j + 2 * shares.shape[2] : 2][
+                :, : shares.shape[1], : shares.shape[2]
+            ] += shares
+    (top, _), (left, _) = pads
+    gradient = gradient[:, top : top + shape[1], left : left + shape[2]]
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-6  # XLA sums bfloat16 in bfloat16
+    for pool in (chosen.onednn_average_pool, chosen.xla_average_pool):
+        y, pull = jax.vjp(jax.jit(lambda x, pool=pool: pool(x, (3, 3), (2, 2), pads)), x)
+        for found, wanted in ((y, true), (pull(g)[0], gradient)):
+            assert found.dtype == dtype
+            np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=0, atol=4 * tolerance)
+
+
 # --- sums of batch norm -------------------------------------------------------------------------------------
 
 
@@ -143,11 +194,13 @@ def test_empty_batch(library):
         (1, 2, 3, 3, 20000),  # more channels than a block has values
     ],
 )
-def test_sums(library, shape):
+@pytest.mark.parametrize("of_x", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("of_g", [jnp.float32, jnp.bfloat16])
+def test_sums(library, shape, of_g, of_x):
     rng = np.random.default_rng(0)
     offset, scale = 100 * rng.normal(size=shape[-1]), 10.0 ** rng.integers(-1, 3, shape[-1])
-    x = jnp.asarray(rng.normal(size=shape) * scale + offset, jnp.float32)
-    g = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    x = jnp.asarray(rng.normal(size=shape) * scale + offset, of_x)
+    g = jnp.asarray(rng.normal(size=shape), of_g)
     exact = np.asarray(x, np.float64)
     mean = exact.mean((1, 2, 3), keepdims=True)
     squares = np.square(exact - mean).mean((1, 2, 3), keepdims=True)
@@ -186,7 +239,8 @@ def test_choice(library, monkeypatch):
     assert "binwrn_conv" not in program_of(jnp.float32)  # eight devices here
     monkeypatch.setattr(chosen.jax, "device_count", lambda: 1)
     assert "binwrn_conv_forward" in program_of(jnp.float32)
-    assert "binwrn_conv" not in program_of(jnp.bfloat16)
+    assert ("binwrn_conv_forward" in program_of(jnp.bfloat16)) == cpu.available(jnp.bfloat16)
+    assert "binwrn_conv" not in program_of(jnp.float16)
     with chosen.portable():
         assert "binwrn_conv" not in program_of(jnp.float32)
     backend = jax.jit(lambda x, k: chosen.convolution(x, k, (1, 1), ((1, 1), (1, 1))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Real
 
 from binwrn_jax.binarize import get_rule, he_scale
 from binwrn_jax.errors import UserError
-from binwrn_jax.models.operations import Groups, Pads, Sums, convolution, moments, products
+from binwrn_jax.models.operations import Groups, Pads, Sums, average_pool, convolution, moments, products
 
 Images = Float[Array, "N H W C"]
 Pixels = Real[Array | np.ndarray, "N H W C"]  # the network's input, uint8 for example
@@ -84,30 +85,34 @@ class BinaryConv(nn.Module):
         return convolution(x.astype(self.dtype), kernel, (self.stride, self.stride), pads)
 
 
-@jax.custom_vjp
-def normalise(x: Groups) -> tuple[Groups, Sums, Sums]:
-    """``x_hat = (x - mean) / sqrt(var + 1e-5)`` by group and channel, with ``mean`` and ``var``; all float32.
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def normalise(x: Groups, dtype: Any) -> tuple[Groups, Sums, Sums]:
+    """``x_hat = (x - mean) / sqrt(var + 1e-5)`` by group and channel, with ``mean`` and ``var``.
 
-    Its gradient is written out: derived from the lines above by JAX it reads and keeps half as much again,
+    Computed in float32. The gradient is written out: derived by JAX it reads and keeps half as much again,
     and on a CPU batch norm is most of a narrow network's step. The moments have none: they are statistics.
+
+    Args:
+      x: float32 or bfloat16.
+      dtype: of ``x_hat``; the moments are float32.
     """
-    return _normalise(x)[0]
+    return _normalise(x, dtype)[0]
 
 
-def _normalise(x: Groups) -> tuple[tuple[Groups, Sums, Sums], tuple[Groups, Sums, Sums]]:
+def _normalise(x: Groups, dtype: Any) -> tuple[tuple[Groups, Sums, Sums], tuple[Groups, Sums, Sums]]:
     mean, var = moments(x)
     std = jnp.sqrt(var + BN_EPSILON)
-    return ((jnp.asarray(x, jnp.float32) - mean) / std, mean, var), (x, mean, std)
+    return (((jnp.asarray(x, jnp.float32) - mean) / std).astype(dtype), mean, var), (x, mean, std)
 
 
 def _normalise_gradient(
-    saved: tuple[Groups, Sums, Sums], cotangents: tuple[Groups, Sums, Sums]
+    dtype: Any, saved: tuple[Groups, Sums, Sums], cotangents: tuple[Groups, Sums, Sums]
 ) -> tuple[Groups]:
     (x, mean, std), (g, _, _) = saved, cotangents
     count = x.shape[1] * x.shape[2] * x.shape[3]
     g_sum, g_along = products(g, x, mean)
     slope = g_along / (count * std * std)
-    dx = (g - g_sum / count - (jnp.asarray(x, jnp.float32) - mean) * slope) / std
+    dx = (jnp.asarray(g, jnp.float32) - g_sum / count - (jnp.asarray(x, jnp.float32) - mean) * slope) / std
     return (dx.astype(x.dtype),)
 
 
@@ -158,7 +163,8 @@ class BatchNorm(nn.Module):
             y = jnp.asarray(x)
             if not jnp.issubdtype(y.dtype, jnp.floating):  # pixels, which have no gradient
                 y = y.astype(jnp.float32)
-            y, mean, var = normalise(y.reshape(x.shape[0] // size, size, *x.shape[1:]))
+            groups = y.reshape(x.shape[0] // size, size, *x.shape[1:])
+            y, mean, var = normalise(groups, jnp.float32 if self.affine else self.dtype)
             if not self.is_initializing():
                 group_mean, group_var = mean.reshape(-1, channels), var.reshape(-1, channels)
                 m = self.momentum
@@ -197,5 +203,5 @@ def downsample_skip(x: Images, channels: int, padding: str) -> NewImages:
       ``[N, ceil(H / 2), ceil(W / 2), channels]``.
     """
     pads = spatial_pads((x.shape[1], x.shape[2]), 3, 2, padding)
-    pooled = nn.avg_pool(x, (3, 3), (2, 2), pads, count_include_pad=False)
+    pooled = average_pool(x, (3, 3), (2, 2), pads)
     return jnp.pad(pooled, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))

@@ -1,8 +1,9 @@
-"""Convolution and the sums of batch norm, and the one place that chooses what computes them.
+"""Convolution, pooling and the sums of batch norm, and the one place that chooses what computes them.
 
-XLA's own code leaves most of a CPU unused, above all in the weight gradient. There oneDNN computes float32
-convolutions and code of ours the sums (docs/performance.md has the numbers). Accelerators, several devices,
-other types, and machines without oneDNN or a C++ compiler use XLA's.
+XLA's own code leaves most of a CPU unused, above all in the weight gradient. There oneDNN computes
+convolutions and pools, and code of ours the sums (docs/performance.md has the numbers): float32, and bfloat16
+where the processor multiplies it. Accelerators, several devices, and machines without oneDNN or a C++
+compiler use XLA's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextvars
 from collections.abc import Iterator
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -21,6 +23,7 @@ from binwrn_jax.models import cpu
 Images = Float[Array, "N H W Cin"]
 Kernel = Float[Array, "F F2 Cin Cout"]
 Maps = Float[Array, "N H2 W2 Cout"]
+Pooled = Float[Array, "N H2 W2 Cin"]
 Groups = Float[Array, "G N H W C"]  # images in ghost groups
 Sums = Float[Array, "G 1 1 1 C"]
 Strides = tuple[int, int]
@@ -41,10 +44,10 @@ def portable() -> Iterator[None]:
 
 def _cpu_alone(x: Array) -> bool:
     """Whether what is traced for ``x`` may call `binwrn_jax.models.cpu`."""
-    if _portable.get() or x.dtype != jnp.float32 or jax.default_backend() != "cpu":
+    if _portable.get() or jax.default_backend() != "cpu":
         return False
     # One device: a custom call does not divide over several, its operands would be gathered.
-    return jax.device_count() == 1 and cpu.available()
+    return jax.device_count() == 1 and cpu.available(x.dtype)
 
 
 def convolution(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:
@@ -98,6 +101,55 @@ def _backward(strides: Strides, pads: Pads, saved: tuple[Images, Kernel], g: Map
 onednn_convolution.defvjp(_forward, _backward)
 
 
+# --- pooling ------------------------------------------------------------------------------------------------
+
+
+def average_pool(x: Images, window: Strides, strides: Strides, pads: Pads) -> Pooled:
+    """Averages over windows, of the pixels inside the image also at its border; differentiable.
+
+    Args:
+      x: images.
+      window: sides of the windows.
+      strides: along the two spatial axes.
+      pads: what windows reach beyond the image before and after each spatial axis.
+    """
+    if _cpu_alone(x):
+        return onednn_average_pool(x, window, strides, pads)
+    return xla_average_pool(x, window, strides, pads)
+
+
+def xla_average_pool(x: Images, window: Strides, strides: Strides, pads: Pads) -> Pooled:
+    """`average_pool` by XLA."""
+    return nn.avg_pool(x, window, strides, pads, count_include_pad=False).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def onednn_average_pool(x: Images, window: Strides, strides: Strides, pads: Pads) -> Pooled:
+    """`average_pool` by oneDNN in what is compiled for a CPU, by XLA in what is compiled for others."""
+    return jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: cpu.pool_forward(x, window, strides, pads),
+        default=lambda x: xla_average_pool(x, window, strides, pads),
+    )
+
+
+def _pool_forward(x: Images, window: Strides, strides: Strides, pads: Pads) -> tuple[Pooled, Images]:
+    return onednn_average_pool(x, window, strides, pads), x
+
+
+def _pool_backward(window: Strides, strides: Strides, pads: Pads, x: Images, g: Pooled) -> tuple[Images]:
+    def elsewhere(x: Images, g: Pooled) -> Images:
+        return jax.vjp(lambda x: xla_average_pool(x, window, strides, pads), x)[1](g)[0]
+
+    def on_cpu(x: Images, g: Pooled) -> Images:
+        return cpu.pool_gradient(g, x.shape, window, strides, pads)
+
+    return (jax.lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere),)
+
+
+onednn_average_pool.defvjp(_pool_forward, _pool_backward)
+
+
 # --- sums of batch norm -------------------------------------------------------------------------------------
 
 
@@ -116,7 +168,13 @@ def xla_moments(x: Groups) -> tuple[Sums, Sums]:
 
 
 def products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
-    """Sums of ``g`` and of ``g (x - mean)`` over each group and channel, float32; ``g`` is float32."""
+    """Sums of ``g`` and of ``g (x - mean)`` over each group and channel, float32.
+
+    Args:
+      g: float32 or of the dtype of ``x``.
+      x: of the same shape.
+      mean: by group and channel.
+    """
     if not _cpu_alone(x):
         return xla_products(g, x, mean)
     return jax.lax.platform_dependent(g, x, mean, cpu=cpu.products, default=xla_products)
@@ -124,5 +182,5 @@ def products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
 
 def xla_products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
     """`products` by XLA."""
-    distance = jnp.asarray(x, jnp.float32) - mean
-    return g.sum((1, 2, 3), keepdims=True), (g * distance).sum((1, 2, 3), keepdims=True)
+    weights, distance = jnp.asarray(g, jnp.float32), jnp.asarray(x, jnp.float32) - mean
+    return weights.sum((1, 2, 3), keepdims=True), (weights * distance).sum((1, 2, 3), keepdims=True)

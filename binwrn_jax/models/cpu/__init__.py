@@ -1,4 +1,4 @@
-"""Parts of a step on the CPU, called from within XLA's programs: convolutions by oneDNN, sums of batch norm.
+"""Parts of a step on the CPU, called by XLA: convolutions and pools by oneDNN, the sums of batch norm.
 
 The C++ sources beside this file are compiled by the system's compiler when they are first needed, into
 ``~/.cache/binwrn_jax/cpu`` (or below XDG_CACHE_HOME). oneDNN and its headers are those of the packages
@@ -28,14 +28,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 FOLDER = Path(__file__).parent
-SOURCES = ("convolution.cc", "statistics.cc")
+SOURCES = ("convolution.cc", "pooling.cc", "statistics.cc")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")
-CALLS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient", "moments", "products")
+CALLS = (
+    "conv_forward",
+    "conv_input_gradient",
+    "conv_weight_gradient",
+    "pool_forward",
+    "pool_gradient",
+    "moments",
+    "products",
+)
 WHEELS = {"onednn-devel-cpu-gomp": "oneapi/dnnl/dnnl.hpp", "onednn-cpu-gomp": "libdnnl.so.3"}
 
 Images = Float[Array, "N H W Cin"]
 Kernel = Float[Array, "F F2 Cin Cout"]
 Maps = Float[Array, "N H2 W2 Cout"]
+Pooled = Float[Array, "N H2 W2 Cin"]
 Groups = Float[Array, "G N H W C"]
 Sums = Float[Array, "G 1 1 1 C"]
 Strides = tuple[int, int]
@@ -49,7 +58,7 @@ class _Unavailable(Exception):
 
 
 def conv_forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:
-    """The convolution, as `binwrn_jax.models.operations.convolution` says, in float32.
+    """The convolution, as `binwrn_jax.models.operations.convolution` says, of float32 or of bfloat16.
 
     Neither it nor its gradients depend on what else the machine does. `conv_weight_gradient` is summed in
     as many parts as XLA has threads, so on another number of cores it may be rounded otherwise.
@@ -72,23 +81,45 @@ def conv_weight_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, p
 
 
 def _convolve(name: str, shape: tuple[int, ...], a: Array, b: Array, strides: Strides, pads: Pads) -> Array:
-    call = _call(name, shape)
+    call = _call(name, a.dtype, shape)
     return call(a, b, strides=np.asarray(strides, np.int64), pads=np.asarray(pads, np.int64).ravel())
+
+
+def pool_forward(x: Images, window: Strides, strides: Strides, pads: Pads) -> Pooled:
+    """The average pool, as `binwrn_jax.models.operations.average_pool` says, of float32 or of bfloat16."""
+    size = [
+        (extent + sum(pad) - side) // stride + 1
+        for extent, pad, side, stride in zip(x.shape[1:3], pads, window, strides, strict=True)
+    ]
+    return _pool("pool_forward", (x.shape[0], *size, x.shape[3]), x, window, strides, pads)
+
+
+def pool_gradient(g: Pooled, shape: tuple[int, ...], window: Strides, strides: Strides, pads: Pads) -> Images:
+    """The cotangent of images of a shape, where ``g`` is that of `pool_forward`'s result."""
+    return _pool("pool_gradient", shape, g, window, strides, pads)
+
+
+def _pool(
+    name: str, shape: tuple[int, ...], a: Array, window: Strides, strides: Strides, pads: Pads
+) -> Array:
+    sizes = {"window": window, "strides": strides, "pads": pads}
+    numbers = {key: np.asarray(value, np.int64).ravel() for key, value in sizes.items()}
+    return _call(name, a.dtype, shape)(a, **numbers)
 
 
 def moments(x: Groups) -> tuple[Sums, Sums]:
     """Mean and variance over N, H and W, in one pass; see `binwrn_jax.models.operations.moments`."""
     shape = (x.shape[0], 1, 1, 1, x.shape[-1])
-    return tuple(_call("moments", shape, shape)(x))
+    return tuple(_call("moments", jnp.float32, shape, shape)(x))
 
 
 def products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
     """Sums over N, H and W of ``g`` and of ``g (x - mean)``, in one pass."""
-    return tuple(_call("products", mean.shape, mean.shape)(g, x, mean))
+    return tuple(_call("products", jnp.float32, mean.shape, mean.shape)(g, x, mean))
 
 
-def _call(name: str, *shapes: tuple[int, ...]) -> Any:
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+def _call(name: str, dtype: Any, *shapes: tuple[int, ...]) -> Any:
+    results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     return jax.ffi.ffi_call(
         f"binwrn_{name}", results if len(results) > 1 else results[0], vmap_method="sequential"
     )
@@ -97,9 +128,19 @@ def _call(name: str, *shapes: tuple[int, ...]) -> Any:
 # --- the library --------------------------------------------------------------------------------------------
 
 
+def available(dtype: Any = jnp.float32) -> bool:
+    """Whether the functions above can be used here, and for images of a dtype are faster than XLA's.
+
+    The first call compiles and loads them, and says why not.
+    """
+    library = _library()
+    if library is None:
+        return False
+    return dtype == jnp.float32 or (dtype == jnp.bfloat16 and bool(library.binwrn_multiplies_bfloat16()))
+
+
 @functools.cache
-def available() -> bool:
-    """Whether the functions above can be used here; compiles and loads it. Says once why not."""
+def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(build()))
         for name in CALLS:
@@ -107,8 +148,8 @@ def available() -> bool:
             jax.ffi.register_ffi_target(f"binwrn_{name}", function, platform="cpu")
     except (_Unavailable, OSError) as reason:
         _log.info("all by XLA, without oneDNN, which is slower: %s", reason)
-        return False
-    return True
+        return None
+    return library
 
 
 def _folder_of(wheel: str) -> Path | None:

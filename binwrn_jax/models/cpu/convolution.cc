@@ -1,4 +1,5 @@
-// Convolution and both its gradients by oneDNN, as XLA custom calls. Layouts: images NHWC, kernels HWIO.
+// Convolution and both its gradients by oneDNN, as XLA custom calls. Layouts: images NHWC, kernels HWIO; all of
+// one call float32 or all bfloat16, which is summed in float32.
 //
 // XLA's own thread pool works on a batch cut into parts, oneDNN runs each part on one thread: no second pool
 // competes for the cores, and the parts, hence the rounding, depend on the pool's size alone.
@@ -12,52 +13,31 @@
 #include <utility>
 #include <vector>
 
-#include "oneapi/dnnl/dnnl.hpp"
+#include "onednn.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
-#if DNNL_CPU_RUNTIME == DNNL_RUNTIME_OMP
-// From the library that oneDNN itself is linked to, be it libgomp or libomp.
-extern "C" void omp_set_num_threads(int);
-extern "C" int omp_get_max_threads(void);
-#elif DNNL_CPU_RUNTIME != DNNL_RUNTIME_SEQ
-#error "a oneDNN with the OpenMP or the sequential runtime is needed"
-#endif
-
 namespace ffi = xla::ffi;
 using binwrn::Buffers;
+using binwrn::CommonType;
+using binwrn::Engine;
+using binwrn::OneThread;
 using binwrn::Parallel;
 using binwrn::Part;
 using dnnl::memory;
 
 namespace {
 
-// oneDNN takes the number of threads from the calling thread's OpenMP setting.
-class OneThread {
- public:
-#if DNNL_CPU_RUNTIME == DNNL_RUNTIME_OMP
-  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneThread() { omp_set_num_threads(before_); }
-
- private:
-  int before_;
-#endif
-};
-
-const dnnl::engine& Engine() {
-  static const dnnl::engine* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
-  return *engine;
-}
-
 struct Shape {
   int64_t n, h, w, cin;       // images
   int64_t fh, fw, cout;       // kernel
   int64_t oh, ow;             // result
   int64_t strides[2], pads[4];  // pads: top, bottom, left, right
+  memory::data_type type;
 
   auto key() const {
-    return std::vector<int64_t>{n,  h,          w,          cin,     fh,      fw,      cout,   oh,
-                                ow, strides[0], strides[1], pads[0], pads[1], pads[2], pads[3]};
+    return std::vector<int64_t>{n,          h,          w,       cin,     fh,      fw,      cout,   oh, ow,
+                                strides[0], strides[1], pads[0], pads[1], pads[2], pads[3], int64_t(type)};
   }
 };
 
@@ -70,12 +50,8 @@ struct Primitive {
   memory::desc scratch;
 };
 
-memory::desc Nhwc(int64_t n, int64_t h, int64_t w, int64_t c) {
-  return {{n, c, h, w}, memory::data_type::f32, memory::format_tag::nhwc};
-}
-
-memory::desc Hwio(const Shape& s) {
-  return {{s.cout, s.cin, s.fh, s.fw}, memory::data_type::f32, memory::format_tag::hwio};
+memory::desc Hwio(const Shape& s, memory::data_type type) {
+  return {{s.cout, s.cin, s.fh, s.fw}, type, memory::format_tag::hwio};
 }
 
 std::shared_ptr<const Primitive> Get(Pass pass, const Shape& s) {
@@ -87,9 +63,10 @@ std::shared_ptr<const Primitive> Get(Pass pass, const Shape& s) {
 
   OneThread one;
   auto p = std::make_shared<Primitive>();
-  p->images = Nhwc(s.n, s.h, s.w, s.cin);
-  p->result = Nhwc(s.n, s.oh, s.ow, s.cout);
-  memory::desc any({s.cout, s.cin, s.fh, s.fw}, memory::data_type::f32, memory::format_tag::any);
+  p->images = {{s.n, s.cin, s.h, s.w}, s.type, memory::format_tag::nhwc};
+  p->result = {{s.n, s.cout, s.oh, s.ow}, s.type, memory::format_tag::nhwc};
+  memory::desc any({s.cout, s.cin, s.fh, s.fw}, s.type, memory::format_tag::any);
+  memory::desc gradient({s.cout, s.cin, s.fh, s.fw}, memory::data_type::f32, memory::format_tag::any);
   memory::dims strides{s.strides[0], s.strides[1]}, before{s.pads[0], s.pads[2]}, after{s.pads[1], s.pads[3]};
   auto direct = dnnl::algorithm::convolution_direct;
   dnnl::primitive_attr attributes;
@@ -107,8 +84,8 @@ std::shared_ptr<const Primitive> Get(Pass pass, const Shape& s) {
     p->kernel = d.weights_desc();
     p->scratch = d.scratchpad_desc();
   } else {
-    dnnl::convolution_backward_weights::primitive_desc d(Engine(), direct, p->images, any, p->result, strides, before,
-                                                         after, forward, attributes);
+    dnnl::convolution_backward_weights::primitive_desc d(Engine(), direct, p->images, gradient, p->result, strides,
+                                                         before, after, forward, attributes);
     p->run = dnnl::convolution_backward_weights(d);
     p->kernel = d.diff_weights_desc();
     p->scratch = d.scratchpad_desc();
@@ -125,7 +102,7 @@ void Reorder(const memory::desc& from, const void* source, const memory::desc& t
   stream.wait();
 }
 
-void Execute(Pass pass, const Primitive& p, const float* images, const void* kernel, const float* result) {
+void Execute(Pass pass, const Primitive& p, const char* images, const void* kernel, const char* result) {
   OneThread one;
   dnnl::stream stream(Engine());
   auto scratch = Buffers::Take(p.scratch.get_size());
@@ -145,16 +122,19 @@ Shape Sized(Shape s, int64_t n) {
   return s;
 }
 
-using Array = ffi::Buffer<ffi::F32>;
+using Array = ffi::AnyBuffer;
 
 ffi::Error Run(Pass pass, ffi::ThreadPool pool, const Array& images, const Array& kernel, const Array& result,
                ffi::Span<const int64_t> strides, ffi::Span<const int64_t> pads) {
   auto x = images.dimensions(), k = kernel.dimensions(), y = result.dimensions();
-  Shape s{x[0], x[1], x[2], x[3], k[0], k[1], k[3], y[1], y[2], {strides[0], strides[1]}, {pads[0], pads[1], pads[2], pads[3]}};
-  const float *px = images.typed_data(), *py = result.typed_data();
-  float* pk = const_cast<float*>(kernel.typed_data());
-  const int64_t image = s.h * s.w * s.cin, map = s.oh * s.ow * s.cout, threads = std::max<int64_t>(pool.num_threads(), 1);
+  const char *px = static_cast<const char*>(images.untyped_data()), *py = static_cast<const char*>(result.untyped_data());
+  void* pk = kernel.untyped_data();
+  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   try {
+    const Shape s{x[0], x[1], x[2], x[3], k[0], k[1], k[3], y[1], y[2], {strides[0], strides[1]},
+                  {pads[0], pads[1], pads[2], pads[3]}, CommonType(images, kernel, result)};
+    const int64_t bytes = memory::data_type_size(s.type);
+    const int64_t image = s.h * s.w * s.cin * bytes, map = s.oh * s.ow * s.cout * bytes;
     if (s.n == 0) {
       if (pass == kWeights) std::memset(pk, 0, kernel.size_bytes());
       return ffi::Error::Success();
@@ -163,7 +143,7 @@ ffi::Error Run(Pass pass, ffi::ThreadPool pool, const Array& images, const Array
       const int64_t parts = std::min(s.n, 4 * threads);
       const memory::desc own = Get(pass, Sized(s, Part(s.n, parts, 0).second))->kernel;
       auto blocked = Buffers::Take(own.get_size());
-      Reorder(Hwio(s), pk, own, blocked.get());
+      Reorder(Hwio(s, s.type), pk, own, blocked.get());
       Parallel(pool, parts, [&](int64_t i) {
         auto [first, count] = Part(s.n, parts, i);
         auto p = Get(pass, Sized(s, count));
@@ -171,7 +151,7 @@ ffi::Error Run(Pass pass, ffi::ThreadPool pool, const Array& images, const Array
         std::shared_ptr<char> other;
         if (p->kernel != own) {  // the last part is smaller by one image and may want another layout
           other = Buffers::Take(p->kernel.get_size());
-          Reorder(Hwio(s), pk, p->kernel, other.get());
+          Reorder(Hwio(s, s.type), pk, p->kernel, other.get());
           weights = other.get();
         }
         Execute(pass, *p, px + first * image, weights, py + first * map);
@@ -179,25 +159,29 @@ ffi::Error Run(Pass pass, ffi::ThreadPool pool, const Array& images, const Array
       return ffi::Error::Success();
     }
     const int64_t parts = std::min(s.n, threads), size = s.fh * s.fw * s.cin * s.cout;
-    auto sums = Buffers::Take(parts * size * sizeof(float));
-    float* sum = reinterpret_cast<float*>(sums.get());
+    const memory::desc sum = Hwio(s, memory::data_type::f32);
+    auto buffer = Buffers::Take(parts * size * sizeof(float));
+    float* sums = reinterpret_cast<float*>(buffer.get());
+    const bool rounded = s.type != memory::data_type::f32;
+    float* total = rounded ? sums : static_cast<float*>(pk);
     Parallel(pool, parts, [&](int64_t i) {
       auto [first, count] = Part(s.n, parts, i);
       auto p = Get(pass, Sized(s, count));
       auto own = Buffers::Take(p->kernel.get_size());
       Execute(pass, *p, px + first * image, own.get(), py + first * map);
-      Reorder(p->kernel, own.get(), Hwio(s), parts == 1 ? pk : sum + i * size);
+      Reorder(p->kernel, own.get(), sum, parts == 1 ? total : sums + i * size);
     });
     if (parts > 1) {
       Parallel(pool, threads, [&](int64_t i) {
         auto [first, count] = Part(size, threads, i);
         for (int64_t j = first; j < first + count; j++) {
-          float total = sum[j];
-          for (int64_t part = 1; part < parts; part++) total += sum[part * size + j];
-          pk[j] = total;
+          float value = sums[j];
+          for (int64_t part = 1; part < parts; part++) value += sums[part * size + j];
+          total[j] = value;
         }
       });
     }
+    if (rounded) Reorder(sum, total, Hwio(s, s.type), pk);
     return ffi::Error::Success();
   } catch (const std::exception& e) {
     return ffi::Error::Internal(std::string("oneDNN: ") + e.what());
@@ -234,3 +218,9 @@ auto Binding() {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(binwrn_conv_forward, Forward, Binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(binwrn_conv_input_gradient, InputGradient, Binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(binwrn_conv_weight_gradient, WeightGradient, Binding());
+
+// Whether the processor multiplies bfloat16 (AVX512_BF16, AMX); elsewhere float32 is the faster one.
+extern "C" int binwrn_multiplies_bfloat16() {
+  const auto needed = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
+  return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & needed) == needed;
+}

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "parallel.h"
@@ -23,36 +24,81 @@ namespace {
 // so do the bits of the result.
 constexpr int64_t kBlock = 16384;
 
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline __attribute__((always_inline)) float Value(float x) { return x; }
+
+inline __attribute__((always_inline)) float Value(BFloat16 x) {
+  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // Mean and sum of squared distances from it, by channel, of a block of `rows` pixels.
-FOR_EACH_PROCESSOR void BlockMoments(const float* __restrict__ x, int64_t rows, int64_t channels,
-                                     float* __restrict__ mean, float* __restrict__ squares) {
+template <typename X>
+inline __attribute__((always_inline)) void SumBlock(const X* __restrict__ x, int64_t rows, int64_t channels,
+                                                    float* __restrict__ mean, float* __restrict__ squares) {
   std::fill(mean, mean + channels, 0.0f);
   std::fill(squares, squares + channels, 0.0f);
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < channels; c++) mean[c] += x[r * channels + c];
+    for (int64_t c = 0; c < channels; c++) mean[c] += Value(x[r * channels + c]);
   for (int64_t c = 0; c < channels; c++) mean[c] /= static_cast<float>(rows);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < channels; c++) {
-      float distance = x[r * channels + c] - mean[c];
+      float distance = Value(x[r * channels + c]) - mean[c];
       squares[c] += distance * distance;
     }
 }
 
 // Sums of g and of g (x - mean), by channel.
-FOR_EACH_PROCESSOR void BlockProducts(const float* __restrict__ g, const float* __restrict__ x,
-                                      const float* __restrict__ mean, int64_t rows, int64_t channels,
-                                      float* __restrict__ sum, float* __restrict__ along) {
+template <typename G, typename X>
+inline __attribute__((always_inline)) void MultiplyBlock(const G* __restrict__ g, const X* __restrict__ x,
+                                                         const float* __restrict__ mean, int64_t rows, int64_t channels,
+                                                         float* __restrict__ sum, float* __restrict__ along) {
   std::fill(sum, sum + channels, 0.0f);
   std::fill(along, along + channels, 0.0f);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < channels; c++) {
-      float value = g[r * channels + c];
+      float value = Value(g[r * channels + c]);
       sum[c] += value;
-      along[c] += value * (x[r * channels + c] - mean[c]);
+      along[c] += value * (Value(x[r * channels + c]) - mean[c]);
     }
 }
 
-using Array = ffi::Buffer<ffi::F32>;
+// A template cannot be compiled for several processors, so these are written out.
+FOR_EACH_PROCESSOR void BlockMoments(const float* x, int64_t rows, int64_t channels, float* mean, float* squares) {
+  SumBlock(x, rows, channels, mean, squares);
+}
+
+FOR_EACH_PROCESSOR void BlockMoments(const BFloat16* x, int64_t rows, int64_t channels, float* mean, float* squares) {
+  SumBlock(x, rows, channels, mean, squares);
+}
+
+FOR_EACH_PROCESSOR void BlockProducts(const float* g, const float* x, const float* mean, int64_t rows, int64_t channels,
+                                      float* sum, float* along) {
+  MultiplyBlock(g, x, mean, rows, channels, sum, along);
+}
+
+FOR_EACH_PROCESSOR void BlockProducts(const float* g, const BFloat16* x, const float* mean, int64_t rows,
+                                      int64_t channels, float* sum, float* along) {
+  MultiplyBlock(g, x, mean, rows, channels, sum, along);
+}
+
+FOR_EACH_PROCESSOR void BlockProducts(const BFloat16* g, const float* x, const float* mean, int64_t rows,
+                                      int64_t channels, float* sum, float* along) {
+  MultiplyBlock(g, x, mean, rows, channels, sum, along);
+}
+
+FOR_EACH_PROCESSOR void BlockProducts(const BFloat16* g, const BFloat16* x, const float* mean, int64_t rows,
+                                      int64_t channels, float* sum, float* along) {
+  MultiplyBlock(g, x, mean, rows, channels, sum, along);
+}
+
+using Array = ffi::AnyBuffer;
+using Sums = ffi::Buffer<ffi::F32>;
 
 // [groups, ..., channels], cut into blocks of rows.
 struct Blocks {
@@ -82,12 +128,13 @@ struct Blocks {
   }
 };
 
-ffi::Error Moments(ffi::ThreadPool pool, Array x, ffi::Result<Array> mean, ffi::Result<Array> variance) {
+template <typename X>
+ffi::Error MomentsOf(ffi::ThreadPool& pool, const Array& x, Sums& mean, Sums& variance) {
   try {
     const Blocks b(x);
     const int64_t c = b.channels;
     std::vector<float> means(b.groups * b.count * c), squares(b.groups * b.count * c);
-    const float* data = x.typed_data();
+    const X* data = static_cast<const X*>(x.untyped_data());
     b.ForEach(pool, [&](int64_t group, int64_t i, int64_t first, int64_t rows) {
       int64_t at = (group * b.count + i) * c;
       BlockMoments(data + (group * b.rows + first) * c, rows, c, &means[at], &squares[at]);
@@ -108,8 +155,8 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, ffi::Result<Array> mean, ffi::
         }
       }
       for (int64_t k = 0; k < c; k++) {
-        mean->typed_data()[group * c + k] = static_cast<float>(total[k]);
-        variance->typed_data()[group * c + k] = static_cast<float>(distance[k] / static_cast<double>(b.rows));
+        mean.typed_data()[group * c + k] = static_cast<float>(total[k]);
+        variance.typed_data()[group * c + k] = static_cast<float>(distance[k] / static_cast<double>(b.rows));
       }
     }
     return ffi::Error::Success();
@@ -118,12 +165,15 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, ffi::Result<Array> mean, ffi::
   }
 }
 
-ffi::Error Products(ffi::ThreadPool pool, Array g, Array x, Array mean, ffi::Result<Array> sum, ffi::Result<Array> along) {
+template <typename G, typename X>
+ffi::Error ProductsOf(ffi::ThreadPool& pool, const Array& g, const Array& x, const Sums& mean, Sums& sum, Sums& along) {
   try {
     const Blocks b(x);
     const int64_t c = b.channels;
     std::vector<float> sums(b.groups * b.count * c), alongs(b.groups * b.count * c);
-    const float *pg = g.typed_data(), *px = x.typed_data(), *pm = mean.typed_data();
+    const G* pg = static_cast<const G*>(g.untyped_data());
+    const X* px = static_cast<const X*>(x.untyped_data());
+    const float* pm = mean.typed_data();
     b.ForEach(pool, [&](int64_t group, int64_t i, int64_t first, int64_t rows) {
       int64_t at = (group * b.count + i) * c, from = (group * b.rows + first) * c;
       BlockProducts(pg + from, px + from, pm + group * c, rows, c, &sums[at], &alongs[at]);
@@ -137,8 +187,8 @@ ffi::Error Products(ffi::ThreadPool pool, Array g, Array x, Array mean, ffi::Res
           totals[c + k] += alongs[(group * b.count + i) * c + k];
         }
       for (int64_t k = 0; k < c; k++) {
-        sum->typed_data()[group * c + k] = static_cast<float>(totals[k]);
-        along->typed_data()[group * c + k] = static_cast<float>(totals[c + k]);
+        sum.typed_data()[group * c + k] = static_cast<float>(totals[k]);
+        along.typed_data()[group * c + k] = static_cast<float>(totals[c + k]);
       }
     }
     return ffi::Error::Success();
@@ -147,15 +197,30 @@ ffi::Error Products(ffi::ThreadPool pool, Array g, Array x, Array mean, ffi::Res
   }
 }
 
+ffi::Error Moments(ffi::ThreadPool pool, Array x, ffi::Result<Sums> mean, ffi::Result<Sums> variance) {
+  if (x.element_type() == ffi::F32) return MomentsOf<float>(pool, x, *mean, *variance);
+  if (x.element_type() == ffi::BF16) return MomentsOf<BFloat16>(pool, x, *mean, *variance);
+  return ffi::Error::InvalidArgument("moments of something else than float32 or bfloat16");
+}
+
+ffi::Error Products(ffi::ThreadPool pool, Array g, Array x, Sums mean, ffi::Result<Sums> sum, ffi::Result<Sums> along) {
+  const auto of_g = g.element_type(), of_x = x.element_type();
+  if (of_g == ffi::F32 && of_x == ffi::F32) return ProductsOf<float, float>(pool, g, x, mean, *sum, *along);
+  if (of_g == ffi::F32 && of_x == ffi::BF16) return ProductsOf<float, BFloat16>(pool, g, x, mean, *sum, *along);
+  if (of_g == ffi::BF16 && of_x == ffi::F32) return ProductsOf<BFloat16, float>(pool, g, x, mean, *sum, *along);
+  if (of_g == ffi::BF16 && of_x == ffi::BF16) return ProductsOf<BFloat16, BFloat16>(pool, g, x, mean, *sum, *along);
+  return ffi::Error::InvalidArgument("products of something else than float32 and bfloat16");
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(binwrn_moments, Moments,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Ret<Array>().Ret<Array>());
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Ret<Sums>().Ret<Sums>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(binwrn_products, Products,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Array>()
                                   .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>());
+                                  .Arg<Sums>()
+                                  .Ret<Sums>()
+                                  .Ret<Sums>());
