@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import subprocess
 import time
 from collections.abc import Sequence
@@ -71,11 +72,13 @@ def spread(values: Sequence[float]) -> list[float]:
 
 
 def timed(run: Any, steps: int) -> dict[str, float]:
-    """Seconds per step, wall and processor, of ``run(steps)``, which waits for the last to finish."""
+    """Per step of ``run(steps)``, which waits for the last: seconds, wall and processor, and page faults."""
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     wall, processor = time.perf_counter(), time.process_time()
     run(steps)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return {"wall": wall / steps, "cpu": processor / steps}
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    return {"wall": wall / steps, "cpu": processor / steps, "faults": faults / steps}
 
 
 def process_mb() -> float:

@@ -1,12 +1,16 @@
 """What of the bare training step's rate survives the real run: data, metrics, evaluation, checkpoints.
 
     TFDS_DATA_DIR=... python benchmarks/end_to_end.py --spec 20-1,1bit --train-images 12500 --epochs 2
+    TFDS_DATA_DIR=... python benchmarks/end_to_end.py --config imagenet --spec 18-2.5,1bit --train-images 0
 
 Trains on real data by the loop itself, `binwrn_jax.loop.train`, into a temporary folder. At each of its
 reports, where the device has nothing to do, the loop is held, and the same jitted step runs as many times on
 batches that lie ready: loop and bare step take turns in one process, so that a noisy machine disturbs both
-alike. Prints the ratio of each pair, and where the seconds of the whole run went. Evaluation and moments are
-timed in the loop as well; their first call compiles and is not counted in their rate.
+alike. Of streamed data the bare step's batches were decoded before: what the loop takes longer is decoding
+that it waits for, and workers that take its cores. While it is held its workers fill their buffers, which
+hold ``data.prefetch`` batches: choose --report-every well above that. Prints the ratio of each pair, and
+where the seconds of the whole run went. Evaluation and moments are timed in the loop as well; their first
+call compiles and is not counted in their rate. ImageNet's last evaluation, with 25 crops, is left out.
 """
 
 from __future__ import annotations
@@ -26,8 +30,8 @@ from common import machine, markdown, process_mb, spread
 from binwrn_jax import config as configs
 from binwrn_jax import loop, sharding
 from binwrn_jax.allocator import keep_memory
-from binwrn_jax.data.on_device import DeviceData
-from binwrn_jax.data.sources import dataset_spec, load
+from binwrn_jax.data.pipeline import open_data
+from binwrn_jax.data.sources import dataset_spec
 from binwrn_jax.metrics import MetricsLog
 from binwrn_jax.state import init_state
 from binwrn_jax.steps import jit_train_step
@@ -42,14 +46,24 @@ class Bare:
     def __init__(self, config: configs.ConfigDict) -> None:
         spec = dataset_spec(config.data.name)
         mesh = sharding.make_mesh(config.devices)
-        arrays = load(spec.name, config.data.train_split or spec.train_split, config.data.dir or None)
-        data = DeviceData(arrays, mesh, config.batch_size, config.seed)
+        data = open_data(
+            spec.name,
+            config.data.train_split or spec.train_split,
+            config.data.dir or None,
+            mesh,
+            config.batch_size,
+            seed=config.seed,
+            augmentation=config.augmentation,
+        )
+        data.check_trains()
+        self.images = data.size
         model = configs.build_model(config.model, spec.num_classes)
         optimizer = configs.build_optimizer(config, data.steps_per_epoch)
-        self._step = jit_train_step(config, model, optimizer, mesh, data.steps_per_epoch)
+        self._step = jit_train_step(config, model, optimizer, mesh, data.steps_per_epoch, spec.streamed)
         state = init_state(model, optimizer, spec.image_shape, config.seed)
         self._state = sharding.put(state, sharding.replicated(mesh))
         self._batches = [data.batch(position) for position in range(READY)]
+        data.close()
         self.run(2)
 
     def run(self, steps: int) -> float:
@@ -97,10 +111,13 @@ class Turns:
 
 def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     """One run of the loop."""
-    turns = Turns(Bare(config))
+    bare = Bare(config)
+    turns = Turns(bare)
     spec = dataset_spec(config.data.name)
-    tests = len(load(spec.name, config.data.test_split or spec.test_split, config.data.dir or None).labels)
-    trains = len(load(spec.name, config.data.train_split or spec.train_split, config.data.dir or None).labels)
+    test_split = config.data.test_split or spec.test_split
+    tests = open_data(
+        spec.name, test_split, config.data.dir or None, sharding.make_mesh(config.devices), config.batch_size
+    ).size
 
     class Log(MetricsLog):
         def write(self, kind: str, step: int, **values: Any) -> None:
@@ -111,7 +128,7 @@ def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     original = loop.metrics.MetricsLog, loop.evaluate, loop.dataset_moments, loop.pack_model
     loop.metrics.MetricsLog = Log
     loop.evaluate = turns.timed("evaluation", loop.evaluate, tests)
-    loop.dataset_moments = turns.timed("moments", loop.dataset_moments, trains)
+    loop.dataset_moments = turns.timed("moments", loop.dataset_moments, bare.images)
     loop.pack_model = turns.timed("packing", loop.pack_model, 0)
     begin = time.perf_counter()
     try:
@@ -127,7 +144,7 @@ def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     }
     for name in ("evaluation", "moments"):
         # The last evaluation is of the packed file: another program. The first ones compile.
-        rates = [images / seconds for seconds, images in turns.other[name]][1:]
+        rates = [images / seconds for seconds, images in turns.other.get(name, [])][1:]
         rates = rates[:-1] if name == "evaluation" and "packing" in turns.other else rates
         result[f"{name}_images_per_s"] = spread(rates) if rates else None
     result["loop_ms"] = spread([1e3 * looped / steps for steps, looped, _ in turns.pairs])
@@ -165,7 +182,7 @@ def main() -> None:
     config.batch_size = arguments.batch or config.batch_size
     if arguments.test_images:
         config.data.test_split = f"{spec.test_split}[:{arguments.test_images}]"
-    config.epochs, config.eval.every_epoch = arguments.epochs, True
+    config.epochs, config.eval.every_epoch, config.eval.crops = arguments.epochs, True, 1
     config.log.every_steps, config.checkpoint.every_steps = arguments.report_every, arguments.checkpoint_every
     report: dict[str, Any] = {"machine": machine(), "command": " ".join(sys.argv)}
     with tempfile.TemporaryDirectory() as folder:

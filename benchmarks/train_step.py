@@ -2,7 +2,8 @@
 
     python benchmarks/train_step.py --networks 20-1 20-4 --peers torch_eager --engine-python PYTHON
 
-For each combination of network, weights, dtype and batch: milliseconds per step with quartiles, images/s,
+The step is that of the config files: of 18-2.5 all batch norm is learned, and its images come as batches. For
+each combination of network, weights, dtype and batch: milliseconds per step with quartiles, images/s,
 TFLOP/s (three passes of the convolutions, two operations a multiply-add), the share of the device's published
 peak, or on a CPU of the SGEMM rate measured between the steps, seconds to trace and to compile, peak memory.
 
@@ -54,33 +55,33 @@ class Ours:
     def __init__(self, setting: dict[str, Any]) -> None:
         import jax
 
-        from binwrn_jax import config as configs
         from binwrn_jax import sharding
         from binwrn_jax.allocator import keep_memory
 
         keep_memory()  # as train.py does
         self.setting, self.jax = setting, jax
-        self.config = configs.base_config()
-        self.config.model.depth, self.config.model.width = setting["depth"], float(setting["width"])
-        self.config.model.weights, self.config.model.dtype = setting["weights"], setting["dtype"]
-        self.config.batch_size = setting["batch"]
+        self.config = network_config(setting)
         self.mesh = sharding.make_mesh(1)
         self.whole = sharding.replicated(self.mesh)
         rng = np.random.default_rng(0)
         count = setting["images"]
-        self.data = sharding.put(
-            {
-                "images": rng.integers(0, 256, (count, *setting["image_shape"]), np.uint8),
-                "labels": rng.integers(0, setting["classes"], count).astype(np.int32),
-            },
-            self.whole,
-        )
+        data = {
+            "images": rng.integers(0, 256, (count, *setting["image_shape"]), np.uint8),
+            "labels": rng.integers(0, setting["classes"], count).astype(np.int32),
+        }
         indices = [
             rng.integers(0, count, setting["batch"]).astype(np.int32) for _ in range(STEPS_PER_DISPATCH)
         ]
-        self.batches = [{**self.data, "indices": sharding.put(i, sharding.split(self.mesh))} for i in indices]
-        self.stacked = {**self.data, "indices": sharding.put(np.stack(indices), self.whole)}
-        few = {name: np.asarray(x[: min(CHECKED, setting["batch"])]) for name, x in self.data.items()}
+        if setting["streamed"]:  # batches from the host, here already on the device
+            shared: dict[str, Any] = {}
+            each = [{name: x[i] for name, x in data.items()} for i in indices]
+        else:  # indices into a data set on the device
+            shared = sharding.put(data, self.whole)
+            each = [{"indices": i} for i in indices]
+        self.batches = [{**shared, **sharding.put(e, sharding.split(self.mesh))} for e in each]
+        stacked = self.jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        self.stacked = shared, sharding.put(stacked, self.whole)
+        few = {name: x[: min(CHECKED, setting["batch"])] for name, x in data.items()}
         self.checked = sharding.put(few, sharding.split(self.mesh))
         self.programs = {part: self._compile(part) for part in ("whole", *setting["parts"])}
 
@@ -102,7 +103,7 @@ class Ours:
         optimizer = configs.build_optimizer(config, steps_per_epoch=400)
         if part in ("update", "gradients"):
             optimizer = gradients_as_state()
-        streamed = part == "gradients"
+        streamed = part == "gradients" or self.setting["streamed"]
         step = jit_train_step(config, model, optimizer, self.mesh, steps_per_epoch=400, streamed=streamed)
         if part == "dispatch":
             step = self.jax.jit(several(step), donate_argnums=0)
@@ -186,16 +187,33 @@ def gradients_as_state() -> Any:
 
 
 def several(step: Any) -> Any:
-    """As many steps in one program as there are rows of indices."""
+    """As many steps in one program as there are batches: inputs are what they share, and the rest stacked."""
     import jax
 
-    def steps(state: Any, inputs: Any) -> Any:
-        def one(state: Any, indices: Any) -> Any:
-            return step(state, {**inputs, "indices": indices})
-
-        return jax.lax.scan(one, state, inputs["indices"])
+    def steps(state: Any, inputs: tuple[Any, Any]) -> Any:
+        shared, stacked = inputs
+        return jax.lax.scan(lambda state, batch: step(state, {**shared, **batch}), state, stacked)
 
     return steps
+
+
+def network_config(setting: dict[str, Any]) -> Any:
+    """What is trained: for ImageNet by configs/imagenet.py, without ghost groups; else by the paper's text.
+
+    The groups are left out because the peer has none: PyTorch's batch norm knows only the whole batch.
+    """
+    from binwrn_jax import config as configs
+
+    if setting["streamed"]:
+        sys.path.insert(0, str(Path(__file__).parent.parent / "configs"))
+        config = __import__("imagenet").get_config(setting["network"])
+        config.model.ghost_size = 0
+    else:
+        config = configs.base_config()
+        configs.parse_spec(config, setting["network"])
+    config.model.weights, config.model.dtype = setting["weights"], setting["dtype"]
+    config.batch_size = setting["batch"]
+    return config
 
 
 class Sgemm:
@@ -309,6 +327,7 @@ def measure(setting: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
         return {
             "ms": [1e3 * s for s in spread(wall)],
             "cpu_ms": 1e3 * statistics.median(s["cpu"] for s in samples[turn]),
+            "page_faults": statistics.median(s.get("faults", math.nan) for s in samples[turn]),
             "images_per_s": setting["batch"] / middle,
             "tflops": flops / middle / 1e12,
             "share_of_peak": flops / middle / top if top else None,
@@ -382,7 +401,8 @@ def parts_table(results: list[dict[str, Any]]) -> str:
                 cells.append("")
                 continue
             low, middle, high = (100 * s for s in r["parts"][part]["share_of_step"])
-            cells.append(f"{middle:.1f} % ({low:.1f}..{high:.1f})")
+            ms = r["parts"][part]["ms"][1]
+            cells.append(f"{middle:.1f} % ({low:.1f}..{high:.1f}), {ms:.2f} ms left")
         rows.append([f"{r['network']} {r['weights']} {r['dtype']}, batch {r['batch']}", *cells])
     return markdown(("step", *(part.replace("_", " ") for part in PARTS)), rows)
 
@@ -394,7 +414,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", default=["20-1"], help="such as 20-4; 18-2.5 is on 224x224")
+    parser.add_argument("--networks", nargs="+", default=["20-1"], help="such as 20-4; 18-2.5 is ImageNet's")
+    parser.add_argument("--dataset", default="cifar10", help="whose image size and classes to take")
     parser.add_argument("--weights", nargs="+", default=["1bit"], choices=("1bit", "32bit"))
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
     parser.add_argument("--batches", nargs="+", type=int, default=[125])
@@ -408,6 +429,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
+    from binwrn_jax.data.sources import dataset_spec
+
     cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
     os.sched_setaffinity(0, cores)  # of the workers too
 
@@ -415,7 +438,7 @@ def main() -> None:
     settings = itertools.product(arguments.networks, arguments.weights, arguments.dtypes, arguments.batches)
     for network, weights, dtype, batch in settings:
         depth, width = network.split("-")
-        imagenet = depth in ("18", "34")
+        data = dataset_spec("imagenet2012" if depth in ("18", "34") else arguments.dataset)
         setting = {
             "network": network,
             "depth": int(depth),
@@ -423,12 +446,15 @@ def main() -> None:
             "weights": weights,
             "dtype": dtype,
             "batch": batch,
-            "image_shape": [224, 224, 3] if imagenet else [32, 32, 3],
-            "classes": 1000 if imagenet else 10,
+            "image_shape": list(data.image_shape),
+            "classes": data.num_classes,
+            "streamed": data.streamed,
             "images": RESIDENT_BATCHES * batch,
             "threads": len(cores),
             "parts": list(PARTS) if "all" in arguments.parts else arguments.parts,
         }
+        config = network_config(setting)
+        setting["affine"], setting["weight_decay"] = config.model.affine, config.optimizer.weight_decay
         report["results"].append(measure(setting, arguments))
         print(table(report["results"][-1:]), flush=True)
         if arguments.output:

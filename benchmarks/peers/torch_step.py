@@ -5,8 +5,9 @@ under an interpreter that has torch, sends a line of JSON for each thing to do a
 knows nothing of the package.
 
 The step is the whole of it: indices into a data set on the device, flip and crop filled with random
-integers, forward and backward with kernels ``s sign(W)``, SGD with momentum and weight decay on the latent
-ones. Images are channels-last; convolutions run in bfloat16 under autocast where asked.
+integers (of ImageNet's networks, whose batch norm is all learned, a batch on the device and the flip),
+forward and backward with kernels ``s sign(W)``, SGD with momentum and weight decay on the latent ones. Images
+are channels-last; convolutions run in bfloat16 under autocast where asked.
 """
 
 from __future__ import annotations
@@ -51,17 +52,17 @@ class Conv(nn.Module):
         return F.conv2d(x, w, None, self.stride, self.padding)
 
 
-def norm(channels: int, affine: bool = False) -> nn.BatchNorm2d:
+def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.01, affine=affine)
 
 
 class Block(nn.Module):
     """BN, ReLU, conv, twice; the skip of a down-sampling block is a pool, then zero channels."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int, one_bit: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: int, one_bit: bool, affine: bool) -> None:
         super().__init__()
-        self.bn1, self.conv1 = norm(c_in), Conv(c_in, c_out, stride=stride, one_bit=one_bit)
-        self.bn2, self.conv2 = norm(c_out), Conv(c_out, c_out, one_bit=one_bit)
+        self.bn1, self.conv1 = norm(c_in, affine), Conv(c_in, c_out, stride=stride, one_bit=one_bit)
+        self.bn2, self.conv2 = norm(c_out, affine), Conv(c_out, c_out, one_bit=one_bit)
         self.stride, self.added = stride, c_out - c_in
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +77,9 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """``depth-width``; see section 3.1 of the paper."""
 
-    def __init__(self, depth: int, width: float, in_channels: int, classes: int, one_bit: bool) -> None:
+    def __init__(
+        self, depth: int, width: float, in_channels: int, classes: int, one_bit: bool, affine: bool
+    ) -> None:
         super().__init__()
         self.imagenet = depth in IMAGENET_BLOCKS
         blocks = IMAGENET_BLOCKS[depth] if self.imagenet else ((depth - 2) // 6,) * 3
@@ -88,11 +91,11 @@ class WideResNet(nn.Module):
         for scale, count in enumerate(blocks):
             for block in range(count):
                 stride = 2 if scale and not block else 1
-                layers.append(Block(channels, first * 2**scale, stride, one_bit))
+                layers.append(Block(channels, first * 2**scale, stride, one_bit, affine))
                 channels = first * 2**scale
         self.blocks = nn.Sequential(*layers)
-        self.bn_out, self.conv_out = norm(channels), Conv(channels, classes, 1, one_bit=one_bit)
-        self.bn_last = norm(classes)
+        self.bn_out, self.conv_out = norm(channels, affine), Conv(channels, classes, 1, one_bit=one_bit)
+        self.bn_last = norm(classes, affine)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 ``[N, C, H, W]`` to logits."""
@@ -106,6 +109,17 @@ class WideResNet(nn.Module):
         """In order of use."""
         inner = [conv for block in self.blocks for conv in (block.conv1, block.conv2)]
         return [self.conv_in, *inner, self.conv_out]
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """In order of use."""
+        inner = [bn for block in self.blocks for bn in (block.bn1, block.bn2)]
+        return [self.bn_in, *inner, self.bn_out, self.bn_last]
+
+
+def flip(images: Tensor) -> Tensor:
+    """Half of them. uint8 ``[N, C, H, W]``."""
+    flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(flipped, images.flip(3), images)
 
 
 def augment(images: Tensor) -> Tensor:
@@ -141,17 +155,25 @@ class Peer:
         torch.manual_seed(0)
         height, width, channels = setting["image_shape"]
         self.net = WideResNet(
-            setting["depth"], setting["width"], channels, setting["classes"], setting["weights"] == "1bit"
+            setting["depth"],
+            setting["width"],
+            channels,
+            setting["classes"],
+            setting["weights"] == "1bit",
+            setting["affine"],
         ).to(self.device, memory_format=torch.channels_last)
         self.bfloat16 = setting["dtype"] == "bfloat16"
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (setting["images"], channels, height, width), dtype=np.uint8)
         self.images = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
         self.labels = torch.from_numpy(rng.integers(0, setting["classes"], setting["images"])).to(self.device)
-        self.batch = setting["batch"]
+        self.batch, self.streamed = setting["batch"], setting["streamed"]
         kernels = [conv.weight for conv in self.net.convolutions()]
         others = [p for p in self.net.parameters() if all(p is not kernel for kernel in kernels)]
-        groups = [{"params": kernels, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": kernels, "weight_decay": setting["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, fused=True)
         wrap = torch.compile if setting["compile"] else lambda function: function
         self.loss, self.augmented_loss = wrap(self._loss), wrap(self._augmented_loss)
@@ -161,13 +183,23 @@ class Peer:
             logits = self.net(images)
         return F.cross_entropy(logits, labels)
 
-    def _augmented_loss(self, indices: Tensor) -> Tensor:
-        return self._loss(augment(self.images[indices]), self.labels[indices])
+    def _augmented_loss(self, images: Tensor, labels: Tensor, indices: Tensor | None) -> Tensor:
+        if indices is None:  # a batch that was cropped while it was decoded
+            return self._loss(flip(images), labels)
+        return self._loss(augment(images[indices]), labels[indices])
 
-    def step(self, indices: Tensor) -> Tensor:
+    def batches(self, count: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """So many: pieces of the images if they are streamed, else all of them with indices."""
+        if self.streamed:
+            pieces = list(zip(self.images.split(self.batch), self.labels.split(self.batch), strict=True))
+            return [(*pieces[i % len(pieces)], None) for i in range(count)]
+        chosen = [torch.randint(0, len(self.labels), (self.batch,)) for _ in range(count)]
+        return [(self.images, self.labels, indices.to(self.device)) for indices in chosen]
+
+    def step(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """One update; the loss stays on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.augmented_loss(indices)
+        loss = self.augmented_loss(*batch)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
@@ -178,11 +210,11 @@ class Peer:
 
     def time(self, steps: int) -> dict[str, float]:
         """Seconds per step, of so many in a row."""
-        batches = [torch.randint(0, len(self.labels), (self.batch,)).to(self.device) for _ in range(steps)]
+        batches = self.batches(steps)
         self.finish()
         wall, processor = time.perf_counter(), time.process_time()
-        for indices in batches:
-            self.step(indices)
+        for batch in batches:
+            self.step(batch)
         self.finish()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         return {"wall": wall / steps, "cpu": processor / steps}
@@ -196,7 +228,12 @@ class Peer:
         """
         given = np.load(path)
         names = {f"conv{i}/kernel": conv.weight for i, conv in enumerate(self.net.convolutions())}
-        names |= {"bn0/scale": self.net.bn_in.weight, "bn0/offset": self.net.bn_in.bias}
+        learned = {i: bn for i, bn in enumerate(self.net.norms()) if bn.affine}
+        names |= {f"bn{i}/scale": bn.weight for i, bn in learned.items()}
+        names |= {f"bn{i}/offset": bn.bias for i, bn in learned.items()}
+        kept = {name.removeprefix("params/") for name in given.files if name.startswith("params/")}
+        if kept != set(names):
+            raise SystemExit(f"other parameters: {sorted(kept ^ set(names))}")
 
         def value(kind: str, name: str) -> Tensor:
             x = torch.from_numpy(given[f"{kind}/{name}"])
