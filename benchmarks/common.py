@@ -66,6 +66,17 @@ def serve(answers: Any) -> None:
         print(json.dumps(getattr(answers, request.pop("do"))(**request)), flush=True)
 
 
+def cores() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """The variables by which the libraries of all engines take so many threads."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return dict.fromkeys((*names, "TORCHINDUCTOR_COMPILE_THREADS"), str(threads))
+
+
 def spread(values: Sequence[float]) -> list[float]:
     """Lower quartile, median, upper quartile."""
     return [float(q) for q in np.percentile(values, [25, 50, 75])]

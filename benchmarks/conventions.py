@@ -7,6 +7,7 @@ importer or a runtime does that has it wrong.
 """
 
 import argparse
+import functools
 import json
 import os
 import tempfile
@@ -32,7 +33,7 @@ FIELDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=500, help="test images")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
     official = Path(os.environ["BINWRN_OFFICIAL_DIR"]) / "matlab_cifar10_20-10.mat"
     data = ArrayImages(load("cifar10", "test", limit=arguments.limit))
@@ -59,17 +60,12 @@ def main() -> None:
             (model / MODEL_FILE).write_text(json.dumps(changed))
             record(name, model)
         (model / MODEL_FILE).write_text(json.dumps(description))
-        # The models divide by the pixels inside the image, whatever they are asked for here.
-        average = nn.avg_pool
-
-        def ninths(*where: object, **_: object) -> object:
-            return average(*where, count_include_pad=True)
-
-        with unittest.mock.patch.object(layers.nn, "avg_pool", ninths):
-            name = "average pool divides by 9 at the border"
-            record(name, model)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"images": arguments.limit, **results}, indent=1) + "\n")
+        # The models divide by the pixels inside the image.
+        ninths = functools.partial(nn.avg_pool, count_include_pad=True)
+        with unittest.mock.patch.object(layers, "average_pool", ninths):
+            record("average pool divides by 9 at the border", model)
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"images": arguments.limit, **results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=128, help="of the workers; default %(default)s")
     parser.add_argument("--batches", type=int, default=16, help="to time the workers; default %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
 
     from binwrn_jax.data import imagenet
@@ -177,8 +177,8 @@ def main() -> None:
             f"{row['workers']} workers: {row['images_per_s']:.0f} images/s, {arguments.batch_size} a batch; "
             f"memory of one {row['rss_mb']:.0f} MB, {row['own_mb']:.0f} MB of it not shared"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Worker, machine, markdown, process_mb, serve, spread, timed
+from common import Worker, cores, machine, markdown, process_mb, serve, spread, thread_environment, timed
 
 PARTS = ("augmentation", "binarisation", "batch_norm", "update", "dispatch")
 PEERS = {"torch_eager": False, "torch_compile": True}
@@ -254,10 +254,8 @@ def start(engine: str, setting: dict[str, Any], arguments: argparse.Namespace) -
         setting = {**setting, "compile": PEERS[engine]}
     else:
         command = [sys.executable, __file__, "--worker"]
-    threads = setting["threads"]
-    environment = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    environment = thread_environment(setting["threads"])
     environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two engines share a GPU
-    environment |= {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
     return Worker(command, {**setting, "engine": engine}, environment)
 
 
@@ -424,15 +422,12 @@ def main() -> None:
     parser.add_argument("--engine-python", default=sys.executable, help="interpreter that has torch")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sample", type=float, default=1.0, help="least seconds of a sample")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores for each engine"
-    )
+    parser.add_argument("--threads", type=int, default=len(cores()), help="cores for each engine")
     parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
     from binwrn_jax.data.sources import dataset_spec
 
-    cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
-    os.sched_setaffinity(0, cores)  # of the workers too
+    os.sched_setaffinity(0, cores()[: arguments.threads])  # of the workers too
 
     report: dict[str, Any] = {"machine": machine(), "command": " ".join(sys.argv), "results": []}
     settings = itertools.product(arguments.networks, arguments.weights, arguments.dtypes, arguments.batches)
@@ -450,7 +445,7 @@ def main() -> None:
             "classes": data.num_classes,
             "streamed": data.streamed,
             "images": RESIDENT_BATCHES * batch,
-            "threads": len(cores),
+            "threads": len(cores()),
             "parts": list(PARTS) if "all" in arguments.parts else arguments.parts,
         }
         config = network_config(setting)

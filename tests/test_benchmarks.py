@@ -13,13 +13,79 @@ from binwrn_jax.cost import training_flops
 ROOT = Path(__file__).parent.parent
 
 
-def run(folder, name, *arguments):
-    """The JSON that a benchmark wrote, and its output."""
-    command = [sys.executable, f"benchmarks/{name}.py", *arguments, f"--output={folder}/result.json"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder)}
+def run(folder, name, *arguments, cache=True):
+    """The JSON that a benchmark wrote, or None, and its output; with ``cache`` it has a cache of its own."""
+    output = [f"--output={folder}/result.json"] if name != "collectives" else []
+    command = [sys.executable, f"benchmarks/{name}.py", *arguments, *output]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **({"XDG_CACHE_HOME": str(folder)} if cache else {})}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "result.json").read_text()), done.stdout
+    return json.loads((folder / "result.json").read_text()) if output else None, done.stdout
+
+
+def prepared(name):
+    """Whether the data set lies ready, so that nothing is downloaded."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    return folder is not None and (Path(folder) / name).is_dir()
+
+
+def test_convolutions(tmp_path):
+    setting = ["--shapes=8,4,8,2", "--batch=3", "--rounds=1", "--sample=0", "--dtypes", "float32", "bfloat16"]
+    report, output = run(tmp_path, "convolutions", *setting, cache=False)
+    for result, dtype in zip(report["results"], ("float32", "bfloat16"), strict=True):
+        assert result["gflop"] == pytest.approx(2 * 3 * 4 * 4 * 9 * 4 * 8 / 1e9)
+        for engine, passes in result["gflops"].items():
+            for name, rate in passes.items():
+                milliseconds = result["ms"][engine][name][1]
+                assert rate == pytest.approx(result["gflop"] / milliseconds * 1e3)
+        assert "xla" in result["gflops"] and f"| 8x8, 4 to 8, stride 2, {dtype} |" in output
+
+
+def test_batch_norm(tmp_path):
+    setting = ["--shapes=2,4,4,8", "--rounds=1", "--sample=0", "--dtypes", "float32", "bfloat16"]
+    report, output = run(tmp_path, "batch_norm", *setting, cache=False)
+    assert [r["dtype"] for r in report["results"]] == ["float32", "bfloat16"]
+    assert set(report["results"][0]["ms"]) == {"ours", "xla", "derived"} and "| 2x4x4x8 bfloat16 |" in output
+
+
+def test_augmentation(tmp_path):
+    setting = ["--dataset=digits", "--batch=16", "--workers", "0", "--rounds=1", "--seconds=0.02"]
+    report, output = run(tmp_path, "augmentation", *setting)
+    assert set(report["images_per_s"]) == {"device", "numpy", "grain 0", "grain batch 0"}
+    assert report["device_times"]["device"] == 1 and "| grain batch 0 |" in output
+
+
+@pytest.mark.slow
+def test_collectives(tmp_path):
+    setting = ["--config=digits", "--spec=8-0.25", "--batch=8", "--ghost=4", "--devices", "1", "2"]
+    _, output = run(tmp_path, "collectives", *setting)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines()[2:]]
+    assert [row[0].split(",")[0] for row in rows] == ["1", "2", "1", "2"]
+    assert all(row[2:] == ["0: 0", "0: 0", "0: 0", "none"] for row in rows[::2])
+    parameters, gradients = (int(cell.split(": ")[-1].replace(",", "")) for cell in rows[1][1:3])
+    assert gradients == parameters + 4  # with the loss
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not prepared("imagenet2012"), reason="needs TFDS_DATA_DIR with imagenet2012")
+def test_decode(tmp_path):
+    report, output = run(tmp_path, "decode", "--rounds=1", "--batch-size=4", "--batches=2", cache=False)
+    assert report["images"] == 200 and set(report["rates"]) == {
+        "this project, random", "this project, central",
+    }  # fmt: skip
+    assert [row["workers"] for row in report["workers"]] == [1, 2] and "2 workers: " in output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not prepared("cifar10") or "BINWRN_OFFICIAL_DIR" not in os.environ,
+    reason="needs TFDS_DATA_DIR with cifar10, and BINWRN_OFFICIAL_DIR",
+)
+def test_conventions(tmp_path):
+    report, _ = run(tmp_path, "conventions", "--limit=2", cache=False)
+    change = {name: row["largest_change_of_a_logit"] for name, row in report.items() if name != "images"}
+    assert change["as trained"] == 0 and change["no input ReLU"] < 1e-3
+    assert change["padding `same`"] > 0.1 and change["average pool divides by 9 at the border"] > 0.01
 
 
 @pytest.mark.slow

@@ -102,7 +102,8 @@ def assert_equal_params(workdir: Path, other: Path, step: int) -> None:
     """The same parameters after some steps, as one vector, but for rounding."""
     ours, theirs = params_at(workdir, step), params_at(other, step)
     distance = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-    print(f"parameters after {step} steps: relative difference {distance:.1e}")  # for docs/results/multihost.md
+    # For docs/results/multihost.md.
+    print(f"parameters after {step} steps: relative difference {distance:.1e}")
     assert distance < 1e-5
 
 
