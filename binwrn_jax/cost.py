@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,12 +92,14 @@ class Collective(NamedTuple):
       shapes: of its result, one or more, such as ``'f32[3,3,16,16]'``.
       bytes: of its result on one device.
       source: the operation of the Python program that it comes from, as XLA notes it; '' where it does not.
+      times: how often it runs in one execution of the program: more than once in the body of a loop.
     """
 
     kind: str
     shapes: tuple[str, ...]
     bytes: int
     source: str
+    times: int = 1
 
 
 KINDS = (
@@ -112,21 +115,31 @@ _INSTRUCTION = re.compile(
     rf"^\s*(?:ROOT )?%?\S+ = (?P<result>.+?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?"
     r"\((?P<operands>[^)]*)\)"
 )
+_COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
+_CALL = re.compile(
+    r"\b(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|c\d+|f8\w+)\[([\d,]*)\]")
 
 
-def collectives(compiled_text: str) -> list[Collective]:
+def collectives(compiled_text: str, rounds: int = 1) -> list[Collective]:
     """The communications that XLA put into a program.
 
     Args:
       compiled_text: ``jitted.lower(...).compile().as_text()``: the program after optimisation.
+      rounds: of loops whose length the text does not tell, as that of a TPU's program.
 
     Returns:
       One entry for each instruction, in the order of the text. What stands in the body of a loop is
-      there once, however often it runs.
+      there once, with its ``times``.
     """
     found = []
+    computation = ""
+    times = _executions(compiled_text, rounds)
     for line in compiled_text.splitlines():
+        header = _COMPUTATION.match(line)
+        computation = header[2] if header else computation
         match = _INSTRUCTION.match(line)
         if not match:
             continue
@@ -138,8 +151,32 @@ def collectives(compiled_text: str) -> list[Collective]:
         names = tuple(f"{dtype}[{sizes}]" for dtype, sizes in shapes)
         total = sum(_bytes(dtype, sizes) for dtype, sizes in shapes)
         source = re.search(r'op_name="([^"]*)"', line)
-        found.append(Collective(match["kind"], names, total, source[1] if source else ""))
+        found.append(Collective(match["kind"], names, total, source[1] if source else "", times(computation)))
     return found
+
+
+def _executions(compiled_text: str, rounds: int) -> Callable[[str], int]:
+    """How often each computation of a program runs in one execution of it, by name."""
+    entry = computation = ""
+    callers: dict[str, list[tuple[str, int]]] = {}
+    for line in compiled_text.splitlines():
+        header = _COMPUTATION.match(line)
+        if header:
+            computation = header[2]
+            entry = computation if header[1] else entry
+        trips = _TRIPS.search(line)
+        for kind, names in _CALL.findall(line):
+            factor = (int(trips[1]) if trips else rounds) if kind == "body" else 1
+            for name in re.findall(r"[\w.\-]+", names):
+                callers.setdefault(name, []).append((computation, factor))
+
+    @functools.cache
+    def times(name: str) -> int:
+        if name == entry:
+            return 1
+        return sum(times(caller) * factor for caller, factor in callers.get(name, ()))
+
+    return times
 
 
 def _bytes(dtype: str, sizes: str) -> int:

@@ -83,11 +83,12 @@ class Topology(NamedTuple):
     """Devices to compile for.
 
     Attributes:
-      name: as given, ``'v5e:4x4'``.
+      name: as given, ``'v5e:4x4'``, or ``'2 x v5e:4x4'`` for slices.
       platform: ``'tpu'``, ``'cuda'`` (compiled for the CPU) or ``'cpu'``.
       devices: JAX devices.
       kinds: device kinds whose peaks apply; none for the CPU.
       hosts: machines they are in.
+      slices: of a TPU, with a network between them.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Topology(NamedTuple):
     devices: list[jax.Device]
     kinds: tuple[str, ...]
     hosts: int
+    slices: int = 1
 
 
 class OutOfMemory(Exception):
@@ -119,8 +121,12 @@ def set_environment() -> None:
     jax.config.update("jax_platforms", "cpu")  # it may have been imported already
 
 
-def topology(name: str) -> Topology:
+def topology(name: str, slices: int = 1) -> Topology:
     """The devices that a name such as ``v5e:4x4``, ``cuda:h100x8``, ``cuda`` or ``cpu:8`` stands for.
+
+    Args:
+      name: of the devices, for a TPU those of one slice.
+      slices: how many of a TPU.
 
     Raises:
       UserError: there is no such; or libtpu is not installed.
@@ -130,6 +136,8 @@ def topology(name: str) -> Topology:
         "cpu or cpu:N"
     )
     version, _, shape = name.partition(":")
+    if slices < 1 or (slices > 1 and version in ("cpu", "cuda")):
+        raise UserError(f"slices {slices}: at least 1, and several of a TPU only")
     if version == "cpu" and re.fullmatch(r"|[1-9]\d*", shape):
         return Topology(name, "cpu", _cpu_devices(int(shape or 1)), (), 1)
     if version == "cuda":
@@ -149,13 +157,16 @@ def topology(name: str) -> Topology:
     options = dict(TPU_OPTIONS[version])
     if shape in ONE_HOST.get(version, {}):
         options["chips_per_host_bounds"] = ONE_HOST[version][shape]
+    if slices > 1:
+        options["num_slices"] = slices
     try:
         devices = topologies.get_topology_desc(name, "tpu", **options).devices
     except Exception as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
         raise UserError(f"no topology {name!r} ({reason}): use one such as {TPU_EXAMPLES}") from None
     hosts = len({device.process_index for device in devices})
-    return Topology(name, "tpu", devices, (devices[0].device_kind,), hosts)
+    name = f"{slices} x {name}" if slices > 1 else name
+    return Topology(name, "tpu", devices, (devices[0].device_kind,), hosts, slices)
 
 
 def _cpu_devices(count: int) -> list[jax.Device]:
@@ -281,13 +292,14 @@ def compile_step(config: ConfigDict, devices: list[jax.Device], effort: float = 
     }
     memory["peak"] = sum(memory.values())
     counts = program.cost_analysis() or {}
-    # XLA counts the body of a loop once: that of the micro-batches is nearly all there is.
+    # XLA counts the operations of a loop's body once: that of the micro-batches is nearly all there is.
+    # What is in it, `cost.collectives` sees.
     repeats = config.accumulate
     return Compiled(
         memory,
         repeats * counts.get("flops", 0.0),
         repeats * counts.get("bytes accessed", 0.0),
-        cost.collectives(program.as_text()),
+        cost.collectives(program.as_text(), rounds=repeats),
         seconds,
     )
 
@@ -310,6 +322,21 @@ def _out_of_memory(message: str, arguments: int) -> OutOfMemory | None:
         return None
     used, limit = (int(float(match[i]) * _UNITS[match[i + 1]]) for i in (1, 3))
     return OutOfMemory(used if whole else used + arguments, limit)
+
+
+def usable_memory(device: jax.Device) -> int | None:
+    """Bytes that a program can have of a TPU of `topology`, somewhat less than it has; None if not known.
+
+    It is what the compiler says when it is asked for a terabyte.
+    """
+    here = jax.sharding.SingleDeviceSharding(device)
+    terabyte = jax.ShapeDtypeStruct((2**40,), np.uint8)
+    try:
+        jax.jit(lambda x: x + 1, in_shardings=here, out_shardings=here).lower(terabyte).compile()
+    except jax.errors.JaxRuntimeError as error:
+        failure = _out_of_memory(str(error), 0)
+        return failure and failure.limit
+    return None
 
 
 def fitting_batch(
@@ -355,7 +382,7 @@ def collective_seconds(found: Iterable[cost.Collective], devices: int, links: fl
         return 0.0
     ring = (devices - 1) / devices
     factors = {"all-reduce": 2 * ring, "all-gather": ring, "all-to-all": ring, "reduce-scatter": devices - 1}
-    return sum(factors.get(c.kind, 1.0) * c.bytes for c in found) / links
+    return sum(factors.get(c.kind, 1.0) * c.times * c.bytes for c in found) / links
 
 
 class Roofline(NamedTuple):
@@ -397,20 +424,20 @@ def roofline(
 
 
 def by_kind(found: Iterable[cost.Collective]) -> list[dict[str, Any]]:
-    """Counts and bytes of communications, one entry per kind."""
+    """Counts and bytes of communications per step, one entry per kind."""
     totals: dict[str, list[int]] = {}
     for collective in found:
         entry = totals.setdefault(collective.kind, [0, 0])
-        entry[0] += 1
-        entry[1] += collective.bytes
+        entry[0] += collective.times
+        entry[1] += collective.times * collective.bytes
     return [{"kind": kind, "count": count, "bytes": total} for kind, (count, total) in sorted(totals.items())]
 
 
 def activations_travel(found: Iterable[cost.Collective]) -> bool:
     """Whether more than gradients and moments goes between devices: these are summed, images are moved."""
     found = list(found)
-    moved = sum(c.bytes for c in found if c.kind != "all-reduce")
-    return 2 * moved > sum(c.bytes for c in found)
+    moved = sum(c.times * c.bytes for c in found if c.kind != "all-reduce")
+    return 2 * moved > sum(c.times * c.bytes for c in found)
 
 
 def with_batch(config: ConfigDict, batch: int) -> ConfigDict:
@@ -453,6 +480,7 @@ def preflight(
         "devices": count,
         "chips": chips,
         "hosts": hosts,
+        "slices": place.slices,
         "compiled_for": "tpu" if place.platform == "tpu" else "cpu",
         "versions": _versions(place.platform),
         "dataset": spec.name,
@@ -476,7 +504,10 @@ def preflight(
     try:
         program = compiled(config.batch_size)
         report |= {"fits": True, "fitting_batch": None}
-        report["memory"] = {**program.memory, "capacity": top.memory if top else _memory_here()}
+        capacity = top.memory if top else _memory_here()
+        if place.platform == "tpu":
+            capacity = usable_memory(place.devices[0]) or capacity
+        report["memory"] = {**program.memory, "capacity": capacity}
     except OutOfMemory as failure:
         report |= {"fits": False, "memory": {"peak": failure.used, "capacity": failure.limit}}
         unit = math.lcm(count, config.model.ghost_size or 1) * config.accumulate

@@ -33,9 +33,12 @@ def make_mesh(devices: int = 0, among: Sequence[jax.Device] | None = None) -> Me
     if count < len(available) and jax.process_count() > 1:
         raise UserError(f"devices {count} of {len(available)}: with several processes all are used, set 0")
     # Auto: with Explicit axes, the default since jax 0.9, vmapped and concatenating code does not trace.
-    return jax.make_mesh(
-        (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=available[:count]
-    )
+    axes = (jax.sharding.AxisType.Auto,)
+    chosen = available[:count]
+    if len({getattr(device, "slice_index", 0) for device in chosen}) > 1:
+        # jax.make_mesh finds the best order within one TPU slice and refuses several: one follows the other.
+        return Mesh(np.array(chosen), ("data",), axis_types=axes)
+    return jax.make_mesh((count,), ("data",), axis_types=axes, devices=chosen)
 
 
 def split(mesh: Mesh) -> NamedSharding:

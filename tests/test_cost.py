@@ -113,6 +113,35 @@ def test_collectives_in_the_forms_that_accelerators_have():
     assert collectives(text)[0].shapes == ("f32[3,3,64,64]", "bf16[10]")
 
 
+def test_collectives_in_loops_count_for_each_round():
+    """A loop of 6 rounds, of which each sends once by itself and twice in a loop within it."""
+    text = """HloModule step
+
+%inner (p: (s32[], f32[5])) -> (s32[], f32[5]) {
+  %ar.1 = f32[5]{0} all-reduce(%x), channel_id=1, to_apply=%add
+}
+
+%outer_spmd.clone (p.1: (s32[], f32[5])) -> (s32[], f32[5]) {
+  %f = f32[3]{0} fusion(%y), kind=kLoop, calls=%sends
+  %while.1 = (s32[], f32[5]{0}) while(%t), condition=%less, body=%inner, backend_config={"known_trip_count":{"n":"2"}}
+}
+
+%sends (p.2: f32[3]) -> f32[3] {
+  ROOT %ar.2 = f32[3]{0} all-reduce(%p.2), channel_id=2, to_apply=%add
+}
+
+ENTRY %main (a: f32[5]) -> f32[5] {
+  %while.2 = (s32[], f32[5]{0}) while(%t.1), condition=%less, body=%outer_spmd.clone, metadata={op_name="jit(step)/while"}, backend_config={"known_trip_count":{"n":"6"},"dynamic_variables":[]}
+  %while.3 = (s32[], f32[5]{0}) while(%t.2), condition=%until, body=%unknown
+  %call = f32[3]{0} call(%z), to_apply=%sends
+  ROOT %ar.3 = f32[7]{0} all-reduce(%w), channel_id=3, to_apply=%add
+}
+"""  # noqa: E501
+    assert [(c.bytes, c.times) for c in collectives(text)] == [(20, 12), (12, 6 + 1), (28, 1)]
+    untold = text.replace('"known_trip_count":{"n":"2"}', "")
+    assert [c.times for c in collectives(untold, rounds=5)] == [6 * 5, 6 + 1, 1]
+
+
 def test_peaks():
     assert peak("cpu") is None and peak("NVIDIA Unheard Of") is None
     for kind, figures in PEAKS.items():

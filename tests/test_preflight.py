@@ -32,7 +32,9 @@ from binwrn_jax.preflight import (
     state_shapes,
     topology,
     train_images,
+    usable_memory,
 )
+from binwrn_jax.sharding import make_mesh
 
 ENVIRONMENT = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_ACCELERATOR_TYPE")
 ENVIRONMENT += ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID")
@@ -84,6 +86,18 @@ def test_operations_and_collectives(report):
     assert entry["kind"] == "all-reduce"
     assert 4 * params < entry["bytes"] < 8 * params  # the gradients, and moments of batch norm
     assert not report["activations_travel"]
+
+
+def test_micro_batches_send_once_each(report, eight_devices):
+    """The gradients are summed over the devices in the loop: twice as many bytes, and as much time."""
+    twice = preflight(config(accumulate=2, **{"model.ghost_size": 4}), topology("cuda:h100x8"))
+    (sent,) = twice["collectives"]
+    params = sum(x.size for x in jax.tree.leaves(state_shapes(config()).params))
+    assert sent["count"] % 2 == 0 and 2 * 4 * params < sent["bytes"] < 3 * 4 * params
+    ring = 2 * 7 / 8 * sent["bytes"]
+    assert twice["rooflines"][0]["links_seconds"] == pytest.approx(
+        ring / hardware.peak("NVIDIA H100 80GB HBM3").links
+    )
 
 
 def test_run_and_cost(report):
@@ -178,6 +192,9 @@ def test_ring_times():
         {"kind": "all-reduce", "count": 2, "bytes": 8000},
     ]
     assert not activations_travel(found) and activations_travel(found[1:])
+    in_loop = [found[0]._replace(times=3)]
+    assert collective_seconds(in_loop, 4, 100.0) == pytest.approx(180.0)
+    assert by_kind(in_loop) == [{"kind": "all-reduce", "count": 3, "bytes": 12000}]
 
 
 def test_roofline_takes_the_slowest():
@@ -218,6 +235,7 @@ def test_digits_are_counted_right(digits):
         (["--config=configs/digits.py", "--topology", "v9:2x2"], "unknown topology 'v9:2x2': use TPUs such"),
         (["--config=configs/digits.py", "--topology", "v5e:4by4"], "unknown topology"),
         (["--config=configs/digits.py", "--topology", "cuda:h1000"], "NAME one of a100"),
+        (["--config=configs/digits.py", "--topology", "cpu", "--slices", "2"], "several of a TPU only"),
         (["--config=configs/digits.py", "--topology", "cpu:9999"], "9999 devices wanted"),
         (["--config=configs/digits.py", "--config.sed=1"], "'sed' (did you mean 'seed'?)"),
         (["--config=configs/digits.py", "--topology", "cpu:7"], "does not divide over 7 devices"),
@@ -274,7 +292,7 @@ def test_the_smallest_network_on_a_tpu_that_is_not_here():
     assert report["data_on_device"] == data
     # Tiles of 8 x 128 make some arrays larger than they are.
     assert data < report["memory"]["arguments"] < 1.1 * data
-    assert report["memory"]["capacity"] == 16 * 2**30
+    assert report["memory"]["capacity"] == 15.75 * 2**30
     analytic = 128 * training_flops(8, 0.25, 10, (32, 32, 3))
     assert 0.5 < report["flops"]["compiler"] / analytic < 2
     (entry,) = report["collectives"]
@@ -282,6 +300,23 @@ def test_the_smallest_network_on_a_tpu_that_is_not_here():
     assert entry["kind"] == "all-reduce" and entry["bytes"] >= 4 * params
     assert report["rooflines"][0]["step_seconds"] > 0
     assert np.isfinite(report["compile_seconds"])
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_two_slices_and_micro_batches_on_a_tpu_that_is_not_here():
+    code, out, err = binwrn(
+        "--config=configs/cifar10.py:8-0.25", "--config.batch_size=128", "--config.model.ghost_size=8",
+        "--config.accumulate=2", "--topology=v5e:2x2", "--slices=2",
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["fits"] and report["topology"] == "2 x v5e:2x2"
+    assert (report["devices"], report["chips"], report["hosts"], report["slices"]) == (8, 8, 2, 2)
+    params = sum(x.size for x in jax.tree.leaves(state_shapes(config()).params))
+    (entry,) = report["collectives"]
+    assert entry["kind"] == "all-reduce" and entry["bytes"] >= 2 * 4 * params
+    assert "between the 2 slices" in "\n".join(lines(report))
 
 
 @pytest.mark.slow
@@ -314,6 +349,23 @@ def test_topologies(name, devices, hosts, kind):
     place = topology(name)
     assert (len(place.devices), place.hosts, place.kinds) == (devices, hosts, (kind,))
     assert hardware.peak(kind)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("name", "gib"), [("v5e:4x4", 15.75), ("v4:2x2x1", 30.75), ("v6e:2x2", 31.25)])
+def test_a_program_cannot_have_all_the_memory(name, gib):
+    set_environment()
+    place = topology(name)
+    assert usable_memory(place.devices[0]) == gib * 2**30 < hardware.peak(place.kinds[0]).memory
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e:2x2", "v4:2x2x1"])
+def test_slices_follow_one_another_in_the_mesh(name):
+    set_environment()
+    place = topology(name, slices=2)
+    assert (len(place.devices), place.hosts, place.name) == (8, 2, f"2 x {name}")
+    assert [device.slice_index for device in make_mesh(0, place.devices).devices] == 4 * [0] + 4 * [1]
 
 
 @needs_libtpu

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a TPU slice, such as {TPU_EXAMPLES}; cuda or cuda:NAMExN with NAME one of {', '.join(GPUS)}; "
         "cpu or cpu:N (default: %(default)s)",
     )
+    parser.add_argument(
+        "--slices", type=int, default=1, help="so many of these TPU slices (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--price", type=float, help="of a chip-hour: adds the cost of the run")
     parser.add_argument(
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace, config_flags: list[str]) -> int:
         raise UserError("which run? Give --config=FILE[:SPEC], for example --config=configs/imagenet.py")
     config, _, _ = parse_flags(["binwrn preflight", *config_flags], Path("configs/imagenet.py"))
     configs.check(config)
-    place = topology(arguments.topology)
+    place = topology(arguments.topology, arguments.slices)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
@@ -101,6 +104,11 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"{entry['count']} {entry['kind']}, {entry['bytes'] / 1e6:.4g} MB" for entry in report["collectives"]
     ]
     add("collectives", "; ".join(sent) or "none")
+    if report["slices"] > 1:
+        add(
+            "",
+            f"the network between the {report['slices']} slices is slower than links and not in what follows",
+        )
     if report["activations_travel"]:
         add("", "activations travel between devices: batch_size / model.ghost_size, the ghost groups, had")
         add("", f"better be a multiple of the {devices} devices")
