@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Real
 
 from binwrn_jax.binarize import get_rule, he_scale
 from binwrn_jax.errors import UserError
-from binwrn_jax.models.operations import Groups, Pads, Sums, average_pool, convolution, moments, products
+from binwrn_jax.models.operations import Pads, Sums, average_pool, convolution, moments, products
 
 Images = Float[Array, "N H W C"]
 Pixels = Real[Array | np.ndarray, "N H W C"]  # the network's input, uint8 for example
@@ -85,8 +85,8 @@ class BinaryConv(nn.Module):
         return convolution(x.astype(self.dtype), kernel, (self.stride, self.stride), pads)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def normalise(x: Groups, dtype: Any) -> tuple[Groups, Sums, Sums]:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def normalise(x: Images, groups: int, dtype: Any) -> tuple[Images, Sums, Sums]:
     """``x_hat = (x - mean) / sqrt(var + 1e-5)`` by group and channel, with ``mean`` and ``var``.
 
     Computed in float32. The gradient is written out: derived by JAX it reads and keeps half as much again,
@@ -94,25 +94,36 @@ def normalise(x: Groups, dtype: Any) -> tuple[Groups, Sums, Sums]:
 
     Args:
       x: float32 or bfloat16.
-      dtype: of ``x_hat``; the moments are float32.
+      groups: number of groups of consecutive images, a divisor of N.
+      dtype: of ``x_hat``; the moments are float32 ``[groups, 1, 1, C]``.
     """
-    return _normalise(x, dtype)[0]
+    return _normalise(x, groups, dtype)[0]
 
 
-def _normalise(x: Groups, dtype: Any) -> tuple[tuple[Groups, Sums, Sums], tuple[Groups, Sums, Sums]]:
-    mean, var = moments(x)
+def _each_image(sums: Sums, images: int) -> Float[Array, "M 1 1 C"]:
+    """Sums of groups for each of their images; those of a single group as they are, to be broadcast."""
+    return sums if len(sums) == 1 else jnp.repeat(sums, images // len(sums), axis=0)
+
+
+def _normalise(
+    x: Images, groups: int, dtype: Any
+) -> tuple[tuple[Images, Sums, Sums], tuple[Images, Sums, Sums]]:
+    mean, var = moments(x, groups)
     std = jnp.sqrt(var + BN_EPSILON)
-    return (((jnp.asarray(x, jnp.float32) - mean) / std).astype(dtype), mean, var), (x, mean, std)
+    x_hat = (jnp.asarray(x, jnp.float32) - _each_image(mean, len(x))) / _each_image(std, len(x))
+    return (x_hat.astype(dtype), mean, var), (x, mean, std)
 
 
 def _normalise_gradient(
-    dtype: Any, saved: tuple[Groups, Sums, Sums], cotangents: tuple[Groups, Sums, Sums]
-) -> tuple[Groups]:
+    groups: int, dtype: Any, saved: tuple[Images, Sums, Sums], cotangents: tuple[Images, Sums, Sums]
+) -> tuple[Images]:
     (x, mean, std), (g, _, _) = saved, cotangents
-    count = x.shape[1] * x.shape[2] * x.shape[3]
+    count = x.shape[0] // groups * x.shape[1] * x.shape[2]
     g_sum, g_along = products(g, x, mean)
-    slope = g_along / (count * std * std)
-    dx = (jnp.asarray(g, jnp.float32) - g_sum / count - (jnp.asarray(x, jnp.float32) - mean) * slope) / std
+    g_mean, slope, mean, std = (
+        _each_image(sums, len(x)) for sums in (g_sum / count, g_along / (count * std * std), mean, std)
+    )
+    dx = (jnp.asarray(g, jnp.float32) - g_mean - (jnp.asarray(x, jnp.float32) - mean) * slope) / std
     return (dx.astype(x.dtype),)
 
 
@@ -163,8 +174,7 @@ class BatchNorm(nn.Module):
             y = jnp.asarray(x)
             if not jnp.issubdtype(y.dtype, jnp.floating):  # pixels, which have no gradient
                 y = y.astype(jnp.float32)
-            groups = y.reshape(x.shape[0] // size, size, *x.shape[1:])
-            y, mean, var = normalise(groups, jnp.float32 if self.affine else self.dtype)
+            y, mean, var = normalise(y, x.shape[0] // size, jnp.float32 if self.affine else self.dtype)
             if not self.is_initializing():
                 group_mean, group_var = mean.reshape(-1, channels), var.reshape(-1, channels)
                 m = self.momentum
@@ -173,7 +183,6 @@ class BatchNorm(nn.Module):
                 self.sow("moments", "mean", group_mean.mean(0), reduce_fn=lambda _, new: new)
                 std = jnp.sqrt(group_var + BN_EPSILON)
                 self.sow("moments", "std", std.mean(0), reduce_fn=lambda _, new: new)
-            y = y.reshape(x.shape)
         else:
             mean = running_mean.value.reshape(1, 1, 1, channels)
             std = jnp.sqrt(running_var.value + BN_EPSILON).reshape(1, 1, 1, channels)

@@ -24,8 +24,7 @@ Images = Float[Array, "N H W Cin"]
 Kernel = Float[Array, "F F2 Cin Cout"]
 Maps = Float[Array, "N H2 W2 Cout"]
 Pooled = Float[Array, "N H2 W2 Cin"]
-Groups = Float[Array, "G N H W C"]  # images in ghost groups
-Sums = Float[Array, "G 1 1 1 C"]
+Sums = Float[Array, "G 1 1 Cin"]  # of the images of each ghost group
 Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -153,34 +152,42 @@ onednn_average_pool.defvjp(_pool_forward, _pool_backward)
 # --- sums of batch norm -------------------------------------------------------------------------------------
 
 
-def moments(x: Groups) -> tuple[Sums, Sums]:
-    """Mean and variance of each group and channel, float32; not to be differentiated."""
+def moments(x: Images, groups: int) -> tuple[Sums, Sums]:
+    """Mean and variance by channel and group, float32; not to be differentiated.
+
+    Args:
+      x: images.
+      groups: number of groups of consecutive images, a divisor of N.
+    """
     if not _cpu_alone(x):
-        return xla_moments(x)
-    return jax.lax.platform_dependent(x, cpu=cpu.moments, default=xla_moments)
+        return xla_moments(x, groups)
+    return jax.lax.platform_dependent(
+        x, cpu=lambda x: cpu.moments(x, groups), default=lambda x: xla_moments(x, groups)
+    )
 
 
-def xla_moments(x: Groups) -> tuple[Sums, Sums]:
+def xla_moments(x: Images, groups: int) -> tuple[Sums, Sums]:
     """`moments` by XLA."""
-    y = jnp.asarray(x, jnp.float32)
+    y = jnp.asarray(x, jnp.float32).reshape(groups, -1, *x.shape[1:])
     mean = y.mean((1, 2, 3), keepdims=True)
-    return mean, jnp.square(y - mean).mean((1, 2, 3), keepdims=True)
+    return mean[:, 0], jnp.square(y - mean).mean((1, 2, 3), keepdims=True)[:, 0]
 
 
-def products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
-    """Sums of ``g`` and of ``g (x - mean)`` over each group and channel, float32.
+def products(g: Images, x: Images, mean: Sums) -> tuple[Sums, Sums]:
+    """Sums of ``g`` and of ``g (x - mean)`` by channel and group, float32.
 
     Args:
       g: float32 or of the dtype of ``x``.
       x: of the same shape.
-      mean: by group and channel.
+      mean: of each group of consecutive images.
     """
     if not _cpu_alone(x):
         return xla_products(g, x, mean)
     return jax.lax.platform_dependent(g, x, mean, cpu=cpu.products, default=xla_products)
 
 
-def xla_products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
+def xla_products(g: Images, x: Images, mean: Sums) -> tuple[Sums, Sums]:
     """`products` by XLA."""
-    weights, distance = jnp.asarray(g, jnp.float32), jnp.asarray(x, jnp.float32) - mean
-    return weights.sum((1, 2, 3), keepdims=True), (weights * distance).sum((1, 2, 3), keepdims=True)
+    weights, y = (jnp.asarray(a, jnp.float32).reshape(len(mean), -1, *x.shape[1:]) for a in (g, x))
+    sums = weights, weights * (y - mean[:, None])
+    return sums[0].sum((1, 2, 3), keepdims=True)[:, 0], sums[1].sum((1, 2, 3), keepdims=True)[:, 0]

@@ -45,8 +45,7 @@ Images = Float[Array, "N H W Cin"]
 Kernel = Float[Array, "F F2 Cin Cout"]
 Maps = Float[Array, "N H2 W2 Cout"]
 Pooled = Float[Array, "N H2 W2 Cin"]
-Groups = Float[Array, "G N H W C"]
-Sums = Float[Array, "G 1 1 1 C"]
+Sums = Float[Array, "G 1 1 Cin"]
 Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -107,14 +106,14 @@ def _pool(
     return _call(name, a.dtype, shape)(a, **numbers)
 
 
-def moments(x: Groups) -> tuple[Sums, Sums]:
-    """Mean and variance over N, H and W, in one pass; see `binwrn_jax.models.operations.moments`."""
-    shape = (x.shape[0], 1, 1, 1, x.shape[-1])
+def moments(x: Images, groups: int) -> tuple[Sums, Sums]:
+    """Mean and variance of each group, in one pass; see `binwrn_jax.models.operations.moments`."""
+    shape = (groups, 1, 1, x.shape[-1])
     return tuple(_call("moments", jnp.float32, shape, shape)(x))
 
 
-def products(g: Groups, x: Groups, mean: Sums) -> tuple[Sums, Sums]:
-    """Sums over N, H and W of ``g`` and of ``g (x - mean)``, in one pass."""
+def products(g: Images, x: Images, mean: Sums) -> tuple[Sums, Sums]:
+    """Sums of ``g`` and of ``g (x - mean)``, in one pass; see `binwrn_jax.models.operations.products`."""
     return tuple(_call("products", jnp.float32, mean.shape, mean.shape)(g, x, mean))
 
 

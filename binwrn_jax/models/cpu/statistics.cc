@@ -100,16 +100,15 @@ FOR_EACH_PROCESSOR void BlockProducts(const BFloat16* g, const BFloat16* x, cons
 using Array = ffi::AnyBuffer;
 using Sums = ffi::Buffer<ffi::F32>;
 
-// [groups, ..., channels], cut into blocks of rows.
+// Images [N, H, W, channels] in groups of as many each, cut into blocks of rows; sums are [groups, 1, 1, channels].
 struct Blocks {
   int64_t groups, channels, rows, block, count;
 
-  explicit Blocks(const Array& x) {
+  Blocks(const Array& x, const Sums& of_groups) {
     auto shape = x.dimensions();
-    groups = shape.front();
+    groups = of_groups.dimensions().front();
     channels = shape.back();
-    rows = 1;
-    for (size_t i = 1; i + 1 < shape.size(); i++) rows *= shape[i];
+    rows = shape[0] * shape[1] * shape[2] / groups;
     block = std::max<int64_t>(1, kBlock / channels);
     count = (rows + block - 1) / block;
   }
@@ -131,7 +130,7 @@ struct Blocks {
 template <typename X>
 ffi::Error MomentsOf(ffi::ThreadPool& pool, const Array& x, Sums& mean, Sums& variance) {
   try {
-    const Blocks b(x);
+    const Blocks b(x, mean);
     const int64_t c = b.channels;
     std::vector<float> means(b.groups * b.count * c), squares(b.groups * b.count * c);
     const X* data = static_cast<const X*>(x.untyped_data());
@@ -168,7 +167,7 @@ ffi::Error MomentsOf(ffi::ThreadPool& pool, const Array& x, Sums& mean, Sums& va
 template <typename G, typename X>
 ffi::Error ProductsOf(ffi::ThreadPool& pool, const Array& g, const Array& x, const Sums& mean, Sums& sum, Sums& along) {
   try {
-    const Blocks b(x);
+    const Blocks b(x, mean);
     const int64_t c = b.channels;
     std::vector<float> sums(b.groups * b.count * c), alongs(b.groups * b.count * c);
     const G* pg = static_cast<const G*>(g.untyped_data());
