@@ -2,7 +2,7 @@
 
     python benchmarks/batch_norm.py --shapes 125,32,32,16 125,32,32,64
 
-* ours: `binwrn_jax.models.layers.normalise`, on one CPU with the sums by `binwrn_jax.models.cpu`;
+* ours: `binwrn_jax.models.layers.BatchNorm`, on one CPU with the sums by `binwrn_jax.models.cpu`;
 * xla: the same gradient, written out, and the sums by XLA;
 * derived: moments and normalisation in plain JAX, which derives the gradient.
 
@@ -34,25 +34,27 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the gradient's norm
 
 
 def derived(x: jax.Array) -> jax.Array:
-    """`layers.normalise` of float32 ``[1, N, H, W, C]``, in plain JAX."""
+    """The same of ``[N, H, W, C]`` in plain JAX, float32."""
     x = x.astype(jnp.float32)
-    mean = x.mean((1, 2, 3), keepdims=True)
-    return (x - mean) / jnp.sqrt(jnp.square(x - mean).mean((1, 2, 3), keepdims=True) + layers.BN_EPSILON)
+    mean = x.mean((0, 1, 2), keepdims=True)
+    return (x - mean) / jnp.sqrt(jnp.square(x - mean).mean((0, 1, 2), keepdims=True) + layers.BN_EPSILON)
 
 
 def program(normalise: Callable[[jax.Array], jax.Array], x: jax.Array, g: jax.Array) -> Any:
     """Compiles ``(x, g) -> (y, dx)``."""
 
     def both(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y, pull = jax.vjp(lambda x: nn.relu(normalise(x[None])[0].astype(x.dtype)), x)
+        y, pull = jax.vjp(lambda x: nn.relu(normalise(x).astype(x.dtype)), x)
         return y, pull(g)[0]
 
     return jax.jit(both).lower(x, g).compile()
 
 
 def written_out(x: jax.Array) -> jax.Array:
-    """As the networks' layers have it."""
-    return layers.normalise(x, x.dtype)[0]
+    """The networks' layer, without what it learns."""
+    layer = layers.BatchNorm(dtype=x.dtype)
+    moments = {"mean": jnp.zeros(x.shape[-1]), "var": jnp.ones(x.shape[-1])}
+    return layer.apply({"batch_stats": moments}, x, True, mutable=["batch_stats"])[0]
 
 
 def measure(shape: tuple[int, ...], dtype: str, rounds: int, sample: float) -> dict[str, Any]:
