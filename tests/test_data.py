@@ -23,11 +23,13 @@ import time
 import zipfile
 from pathlib import Path
 
+import bucket
 import numpy as np
 import pytest
 import scipy.io
 import sklearn.datasets
 
+from binwrn_jax import cli
 from binwrn_jax.data import sources
 from binwrn_jax.errors import UserError
 
@@ -426,6 +428,63 @@ def test_tfrecord_folders(tiny_cifar10):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"cannot read cifar10 'train' near record 0 .*ends within a record"):
         sources.load("cifar10", "train")
+
+
+# --- buckets ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_buckets(tiny_cifar10, tmp_path, file_format):
+    """The readers' own clients of Cloud Storage, against a server that lets them read and nothing else."""
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed: pip install '.[gcs]'")
+    root, folder = tiny_cifar10
+    wanted = sources.load("cifar10", "train")
+    if file_format == "tfrecord":
+        to_tfrecord(folder)
+    code = (
+        "import sys; import numpy as np; from binwrn_jax.data import sources;"
+        "data = sources.load('cifar10', 'train', 'gs://bucket/tfds');"
+        "records = sources.open_split('cifar10', 'train[2:9]', 'gs://bucket/tfds');"
+        "one = sources._decode(records.read([4])[0], sources.dataset_spec('cifar10'))[0];"
+        "assert np.array_equal(one, data.images[6]);"
+        f"np.savez({str(tmp_path / 'read.npz')!r}, images=data.images, labels=data.labels);"
+        "from binwrn_jax.cli import main;"
+        "sys.exit(main(['data', '--dataset', 'cifar10', '--data-dir', 'gs://bucket/tfds']))"
+    )
+    with bucket.serve(root.parent) as (environment, requests):
+        out = finish(start(code, **environment))
+    assert out.startswith("cifar10 is prepared in gs://bucket/tfds/cifar10/") and "train: 12 images" in out
+    assert any(f"cifar10-train.{file_format}" in line for line in requests)
+    with np.load(tmp_path / "read.npz") as read:
+        np.testing.assert_array_equal(read["images"], wanted.images)
+        np.testing.assert_array_equal(read["labels"], wanted.labels)
+
+
+def test_what_is_not_in_a_bucket_is_not_prepared_there(tmp_path):
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed: pip install '.[gcs]'")
+    code = (
+        "import sys; from binwrn_jax.cli import main;"
+        "sys.exit(main(['data', '--dataset', 'cifar10', '--data-dir', 'gs://bucket/tfds']))"
+    )
+    with bucket.serve(tmp_path) as (environment, _):
+        process = start(code, **environment)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err == (
+        "error: cifar10 is not prepared in gs://bucket/tfds: prepare it in a local folder (binwrn data) and "
+        "copy it there\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_buckets_need_gcsfs(monkeypatch, capsys):
+    """The data are where they are: no line says to delete them."""
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    from etils.epath import backend
+
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    assert cli.main(["data", "--dataset", "cifar10", "--data-dir", "gs://bucket/tfds"]) == 2
+    assert capsys.readouterr().err == "error: reading gs://bucket/tfds needs gcsfs: pip install '.[gcs]'\n"
 
 
 # --- ImageNet and its relatives ---------------------------------------------------------------------------

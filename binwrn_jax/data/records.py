@@ -4,7 +4,7 @@
     image, label = parse(records.read([17, 4])[0])
 
 Files are opened when they are first read, so that an object can be sent to other processes. Paths are
-local or, for what `etils.epath` and array_record know, remote (``gs://``; not run on it here).
+local or, for what `etils.epath` and array_record know, remote (``gs://``).
 """
 
 from __future__ import annotations

@@ -210,10 +210,12 @@ def _damaged(spec: DatasetSpec, split: str, builder: Any, index: Callable[[], in
     try:
         yield
     except Exception as error:  # the readers and decoders raise a dozen types, all for damaged files
+        cause = "damaged or foreign files; delete that folder and prepare it again"
+        if _is_remote(builder.data_dir):
+            cause = "no connection, or damaged files; see which"
         raise UserError(
             f"cannot read {spec.name} '{split}' near record {index()} in {builder.data_dir} "
-            f"({_reason(error)}): damaged or foreign files; delete that folder and prepare it again, or set "
-            "TFDS_DATA_DIR or --config.data.dir to a good one"
+            f"({_reason(error)}): {cause}, or set TFDS_DATA_DIR or --config.data.dir to a good one"
         ) from error
 
 
@@ -229,7 +231,7 @@ def is_prepared(name: str, data_dir: str | None = None) -> bool:
 
 def prepare(
     name: str, data_dir: str | None = None, manual_dir: str | None = None
-) -> tuple[Path, dict[str, int]]:
+) -> tuple[str, dict[str, int]]:
     """Downloads and prepares a data set where that is not done yet.
 
     Args:
@@ -245,7 +247,7 @@ def prepare(
     """
     spec = dataset_spec(name)
     builder = _prepared_builder(spec, _data_root(spec, data_dir), manual_dir)
-    return Path(builder.data_dir), {s: int(info.num_examples) for s, info in builder.info.splits.items()}
+    return str(builder.data_dir), {s: int(info.num_examples) for s, info in builder.info.splits.items()}
 
 
 # --- the folder and its builder -------------------------------------------------------------------------
@@ -261,6 +263,11 @@ def _data_root(spec: DatasetSpec, data_dir: str | None) -> str:
     return os.path.expanduser(root)
 
 
+def _is_remote(folder: Any) -> bool:
+    """Whether it is one of a bucket, which is not ours to delete or to write."""
+    return "://" in os.fspath(folder)
+
+
 def _open_builder(spec: DatasetSpec, root: str) -> Any:
     """Returns the TFDS builder of `spec`, prepared or not."""
     import tensorflow_datasets as tfds
@@ -274,10 +281,15 @@ def _open_builder(spec: DatasetSpec, root: str) -> Any:
             builder = tfds.builder(spec.tfds_name, data_dir=root)
         if builder.data_path.exists() and not builder.is_prepared():
             raise FileNotFoundError("dataset_info.json or features.json is missing")
+    except ImportError as error:
+        if not _is_remote(root):
+            raise
+        raise UserError(f"reading {root} needs gcsfs: pip install '.[gcs]'") from error
     except Exception as error:
         raise UserError(
             f"the prepared folder of {spec.name} below {root} cannot be read ({_reason(error)}): "
-            "delete it, or set TFDS_DATA_DIR or --config.data.dir to another folder"
+            f"{'see why' if _is_remote(root) else 'delete it'}, or set TFDS_DATA_DIR or --config.data.dir to "
+            "another folder"
         ) from error
     return builder
 
@@ -370,6 +382,11 @@ def _prepare(spec: DatasetSpec, root: str, manual_dir: str | None) -> Any:
     Safe at any interruption: TFDS writes into a folder `incomplete.*` and renames it when all is there.
     Safe when several processes come at once: one prepares, the others wait for it.
     """
+    if _is_remote(root):
+        raise UserError(
+            f"{spec.name} is not prepared in {root}: prepare it in a local folder (binwrn data) and copy it "
+            "there"
+        )
     manual = os.path.abspath(os.path.expanduser(manual_dir or os.path.join(root, "downloads", "manual")))
     _check_by_hand(spec, manual)
     log.info("preparing %s in %s (once)", spec.name, root)
