@@ -42,8 +42,9 @@ SGEMM = 2048
 CHECKED = 32  # images of the batch on which a peer must give the same
 # Relative: of the loss; of each gradient's norm; the same where the peer computes in float64. Rounding moves
 # a few activations across the corner of their ReLU, each then has all or none of its gradient: float32 on
-# both sides differs by up to a few percent although each is right. bfloat16 keeps 8 bits.
-TOLERANCE = {"float32": (1e-5, 5e-2, 2e-2), "bfloat16": (3e-2, 0.6, 0.6)}
+# both sides differs by up to a few percent although each is right. bfloat16 keeps 8 bits: over 20 layers of
+# few images 0.7 was met, with XLA's convolutions as with oneDNN's; gradients of two networks have 1.4.
+TOLERANCE = {"float32": (1e-5, 5e-2, 2e-2), "bfloat16": (3e-2, 1.0, 1.0)}
 
 
 # --- our step, in a process of its own ----------------------------------------------------------------------
