@@ -856,6 +856,18 @@ def test_running_allocates_nothing(first_step, path, tmp_path):
     assert (result.returncode, result.stdout) == (0, "1 0\n" * 2)
 
 
+def test_libraries_show_only_names_of_their_own(program):
+    """A program that has its own `json_parse` or `sha256_update` can link the static library too."""
+    needs("nm")
+    shared = run("nm", "-D", "--defined-only", native.build())
+    exported = {line.split()[2] for line in shared.stdout.splitlines()}
+    declared = re.findall(r"^BINWRN_API .*?(binwrn_\w+)\(", (FOLDER / "binwrn.h").read_text(), re.MULTILINE)
+    assert exported - {"_init", "_fini"} == set(declared) and len(declared) == 6
+    static = run("nm", "-g", "--defined-only", program.parent / "libbinwrn.a")
+    names = [line.split()[2] for line in static.stdout.splitlines() if len(line.split()) == 3]
+    assert len(names) > 20 and all(name.startswith("binwrn_") for name in names)
+
+
 @pytest.mark.slow
 def test_header_in_cpp(tmp_path):
     needs("g++")

@@ -30,9 +30,12 @@ from binwrn_jax.errors import UserError
 FOLDER = Path(__file__).parent
 SOURCES = tuple(
     f"{name}.c"
-    for name in ("json", "sha256", "load", "run", "pool", "kernel_plain", "kernel_x86", "kernel_neon")
+    for name in (
+        *("json", "sha256", "container", "network", "plan", "api", "run", "pool"),
+        *("kernel_plain", "kernel_x86", "kernel_neon"),
+    )
 )
-FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared")
+FLAGS = ("-std=c99", "-O3", "-fPIC", "-fvisibility=hidden", "-shared")
 LIBRARIES = ("-lm", "-lpthread")
 KERNELS = ("avx512", "avx2", "neon", "plain")
 _MESSAGE_BYTES = 160

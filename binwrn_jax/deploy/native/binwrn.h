@@ -22,6 +22,13 @@
 extern "C" {
 #endif
 
+/* All that a shared library shows. */
+#ifdef __GNUC__
+#define BINWRN_API __attribute__((visibility("default")))
+#else
+#define BINWRN_API
+#endif
+
 typedef enum {
   BINWRN_OK = 0,
   BINWRN_ERROR_IO = 1,       /* the file cannot be read */
@@ -64,24 +71,24 @@ typedef struct {
 /* Reads, checks and prepares a model; everything that binwrn_run needs is allocated here.
  * options: NULL for the defaults. message: NULL, or BINWRN_MESSAGE bytes that get one line on an error.
  * On an error *model is NULL. */
-binwrn_error binwrn_load_file(const char *path, const binwrn_options *options, binwrn_model **model,
+BINWRN_API binwrn_error binwrn_load_file(const char *path, const binwrn_options *options, binwrn_model **model,
                               char *message);
 
 /* The same from memory; `data` is not needed afterwards. */
-binwrn_error binwrn_load_memory(const void *data, size_t size, const binwrn_options *options,
+BINWRN_API binwrn_error binwrn_load_memory(const void *data, size_t size, const binwrn_options *options,
                                 binwrn_model **model, char *message);
 
 /* NULL of NULL. */
-const binwrn_description *binwrn_describe(const binwrn_model *model);
+BINWRN_API const binwrn_description *binwrn_describe(const binwrn_model *model);
 
 /* images: uint8 [count, height, width, channels]; logits: float32 [count, classes]. count may be 0.
  * BINWRN_ERROR_ARGUMENT, and nothing done, for a NULL or more than 2^40 operations (of the network, times count). */
-binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits);
+BINWRN_API binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits);
 
 /* NULL is allowed; not while a call of binwrn_run is under way. */
-void binwrn_free(binwrn_model *model);
+BINWRN_API void binwrn_free(binwrn_model *model);
 
-const char *binwrn_error_name(binwrn_error error); /* a few words */
+BINWRN_API const char *binwrn_error_name(binwrn_error error); /* a few words */
 
 #ifdef __cplusplus
 }

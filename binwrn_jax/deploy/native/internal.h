@@ -104,11 +104,13 @@ typedef struct {
 } job;
 
 /* One thread's share of a run. */
-void binwrn_work(const binwrn_model *model, const job *job, int thread);
+typedef void binwrn_work_function(void *context, const job *job, int thread);
+/* That of a model, which is the context. */
+void binwrn_work(void *context, const job *job, int thread);
 /* The tile plan of a convolution; fails (0) where sizes exceed what 32 bits address. */
 int binwrn_plan_conv(operation *op, const kernel *k, int threads);
 
-struct pool *binwrn_pool_new(binwrn_model *model, int threads);
+struct pool *binwrn_pool_new(binwrn_work_function *work, void *context, int threads);
 /* Works on `steps` steps with all threads; one caller at a time, a second one waits. */
 void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, uint64_t steps);
 void binwrn_pool_free(struct pool *pool);

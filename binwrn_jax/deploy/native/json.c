@@ -299,7 +299,7 @@ static int valid_utf8(const char *text, size_t length) {
   return 1;
 }
 
-json_result json_parse(json_document *document, char *text, size_t length) {
+json_result binwrn_json_parse(json_document *document, char *text, size_t length) {
   parser p;
   uint32_t root;
   p.document = document;
@@ -313,28 +313,28 @@ json_result json_parse(json_document *document, char *text, size_t length) {
   return p.position == p.length ? JSON_OK : JSON_INVALID;
 }
 
-void json_free(json_document *document) {
+void binwrn_json_free(json_document *document) {
   free(document->values);
   memset(document, 0, sizeof *document);
 }
 
-const json_value *json_first(const json_document *document, const json_value *value) {
+const json_value *binwrn_json_first(const json_document *document, const json_value *value) {
   return value->first ? &document->values[value->first] : NULL;
 }
 
-const json_value *json_next(const json_document *document, const json_value *value) {
+const json_value *binwrn_json_next(const json_document *document, const json_value *value) {
   return value->next ? &document->values[value->next] : NULL;
 }
 
-int json_is_string(const json_value *value, const char *text) {
+int binwrn_json_is_string(const json_value *value, const char *text) {
   return value && value->type == JSON_STRING && value->length == strlen(text) &&
          memcmp(value->text, text, value->length) == 0;
 }
 
-const json_value *json_member(const json_document *document, const json_value *object, const char *name) {
+const json_value *binwrn_json_member(const json_document *document, const json_value *object, const char *name) {
   const json_value *key;
   if (!object || object->type != JSON_OBJECT) return NULL;
-  for (key = json_first(document, object); key; key = json_next(document, json_next(document, key)))
-    if (json_is_string(key, name)) return json_next(document, key);
+  for (key = binwrn_json_first(document, object); key; key = binwrn_json_next(document, binwrn_json_next(document, key)))
+    if (binwrn_json_is_string(key, name)) return binwrn_json_next(document, key);
   return NULL;
 }

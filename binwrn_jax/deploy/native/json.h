@@ -35,17 +35,17 @@ typedef struct {
 typedef enum { JSON_OK, JSON_INVALID, JSON_NO_MEMORY } json_result;
 
 /* Parses all of text[0..length), which it changes, and which must outlive the document. The document is
- * empty (all zero) before; json_free must be called in any case. Refused: invalid UTF-8, nesting beyond 64
+ * empty (all zero) before; binwrn_json_free must be called in any case. Refused: invalid UTF-8, nesting beyond 64
  * levels, more than 2^20 values, a name twice in an object. */
-json_result json_parse(json_document *document, char *text, size_t length);
-void json_free(json_document *document);
+json_result binwrn_json_parse(json_document *document, char *text, size_t length);
+void binwrn_json_free(json_document *document);
 
 /* The value of a member, or NULL; `object` may be NULL or of another type. */
-const json_value *json_member(const json_document *document, const json_value *object, const char *name);
+const json_value *binwrn_json_member(const json_document *document, const json_value *object, const char *name);
 /* Element after `value`, or NULL. */
-const json_value *json_next(const json_document *document, const json_value *value);
+const json_value *binwrn_json_next(const json_document *document, const json_value *value);
 /* First element of an array or name of the first member of an object, or NULL. */
-const json_value *json_first(const json_document *document, const json_value *value);
-int json_is_string(const json_value *value, const char *text);
+const json_value *binwrn_json_first(const json_document *document, const json_value *value);
+int binwrn_json_is_string(const json_value *value, const char *text);
 
 #endif

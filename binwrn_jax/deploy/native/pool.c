@@ -16,7 +16,8 @@
 #define SPINS 4000
 
 struct pool {
-  binwrn_model *model;
+  binwrn_work_function *work;
+  void *context; /* of work */
   pthread_mutex_t run; /* one run at a time */
   pthread_mutex_t mutex;
   pthread_cond_t changed;
@@ -99,7 +100,7 @@ static void leave(int processor) {
 #endif
 }
 
-static void *work(void *argument) {
+static void *run_worker(void *argument) {
   struct worker *worker = argument;
   struct pool *pool = worker->pool;
   uint64_t seen = 0; /* the run that this thread has worked on */
@@ -115,7 +116,7 @@ static void *work(void *argument) {
     pthread_mutex_unlock(&pool->mutex);
     seen = job.number;
     leave(job.processor);
-    binwrn_work(pool->model, &job, worker->number);
+    pool->work(pool->context, &job, worker->number);
   }
 }
 
@@ -125,19 +126,20 @@ static int start_thread(struct worker *worker) {
   int result;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  result = pthread_create(&worker->thread, NULL, work, worker);
+  result = pthread_create(&worker->thread, NULL, run_worker, worker);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   return result;
 }
 
-struct pool *binwrn_pool_new(binwrn_model *model, int threads) {
+struct pool *binwrn_pool_new(binwrn_work_function *work, void *context, int threads) {
   struct pool *pool = calloc(1, sizeof *pool);
   if (!pool) return NULL;
 #ifdef BINWRN_FIRST_STEP /* for a test of what happens after MAX_STEPS */
   pool->job.first_step = BINWRN_FIRST_STEP;
   pool->ticket = pool->job.first_step * MAX_ITEMS;
 #endif
-  pool->model = model;
+  pool->work = work;
+  pool->context = context;
   pool->threads = threads;
   pool->workers = calloc((size_t)threads, sizeof *pool->workers);
   if (!pool->workers || pthread_mutex_init(&pool->run, NULL) != 0 ||
@@ -173,7 +175,7 @@ void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, ui
   job = pool->job;
   pthread_cond_broadcast(&pool->changed);
   pthread_mutex_unlock(&pool->mutex);
-  binwrn_work(pool->model, &job, 0);
+  pool->work(pool->context, &job, 0);
   pthread_mutex_unlock(&pool->run);
 }
 

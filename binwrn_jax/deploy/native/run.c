@@ -188,7 +188,8 @@ static void run_item(const binwrn_model *model, const operation *op, int item, u
   }
 }
 
-void binwrn_work(const binwrn_model *model, const job *job, int thread) {
+void binwrn_work(void *context, const job *job, int thread) {
+  const binwrn_model *model = context;
   const binwrn_description *d = &model->description;
   const size_t image_bytes = (size_t)d->height * (size_t)d->width * (size_t)d->channels;
   unsigned char *scratch = model->scratch + (size_t)thread * model->scratch_size;

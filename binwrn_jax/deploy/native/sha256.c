@@ -34,14 +34,14 @@ static void compress(uint32_t state[8], const unsigned char *block) {
   state[4] += e, state[5] += f, state[6] += g, state[7] += h;
 }
 
-void sha256_start(sha256 *hash) {
+void binwrn_sha256_start(sha256 *hash) {
   static const uint32_t initial[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                       0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   memcpy(hash->state, initial, sizeof initial);
   hash->length = 0;
 }
 
-void sha256_update(sha256 *hash, const unsigned char *data, size_t size) {
+void binwrn_sha256_update(sha256 *hash, const unsigned char *data, size_t size) {
   size_t used = (size_t)(hash->length % 64);
   hash->length += size;
   if (used) {
@@ -55,14 +55,14 @@ void sha256_update(sha256 *hash, const unsigned char *data, size_t size) {
   if (size) memcpy(hash->block, data, size);
 }
 
-void sha256_finish(sha256 *hash, unsigned char digest[32]) {
+void binwrn_sha256_finish(sha256 *hash, unsigned char digest[32]) {
   static const unsigned char padding[64] = {0x80};
   uint64_t bits = 8 * hash->length;
   size_t used = (size_t)(hash->length % 64);
   unsigned char length[8];
   int i;
   for (i = 0; i < 8; i++) length[i] = (unsigned char)(bits >> (56 - 8 * i));
-  sha256_update(hash, padding, used < 56 ? 56 - used : 120 - used);
-  sha256_update(hash, length, 8);
+  binwrn_sha256_update(hash, padding, used < 56 ? 56 - used : 120 - used);
+  binwrn_sha256_update(hash, length, 8);
   for (i = 0; i < 32; i++) digest[i] = (unsigned char)(hash->state[i / 4] >> (24 - 8 * (i % 4)));
 }

@@ -11,8 +11,8 @@ typedef struct {
   unsigned char block[64];
 } sha256;
 
-void sha256_start(sha256 *hash);
-void sha256_update(sha256 *hash, const unsigned char *data, size_t size);
-void sha256_finish(sha256 *hash, unsigned char digest[32]);
+void binwrn_sha256_start(sha256 *hash);
+void binwrn_sha256_update(sha256 *hash, const unsigned char *data, size_t size);
+void binwrn_sha256_finish(sha256 *hash, unsigned char digest[32]);
 
 #endif
