@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from binwrn_jax.allocator import keep_memory
-from binwrn_jax.cli import train_main
+from binwrn_jax.cli.allocator import keep_memory
+from binwrn_jax.cli.main import train_main
 
 if __name__ == "__main__":
     keep_memory()

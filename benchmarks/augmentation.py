@@ -31,12 +31,12 @@ import numpy as np
 from absl import flags
 from common import machine, markdown, spread
 
-from binwrn_jax.augment import CUTOUT, PAD, augment
 from binwrn_jax.data.sources import load
+from binwrn_jax.training.augment import CUTOUT, PAD, augment
 
 
 def numpy_augment(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-    """`binwrn_jax.augment.augment(..., 'flip_crop_cutout')` of 32x32 images, uint8 ``[N, 32, 32, C]``."""
+    """`augment(..., "flip_crop_cutout")` of 32x32 images, uint8 ``[N, 32, 32, C]``."""
     n, height, width, channels = images.shape
     padded = rng.integers(0, 256, (n, height + 2 * PAD, width + 2 * PAD, channels), np.uint8)
     flips = rng.random(n) < 0.5

@@ -2,7 +2,7 @@
 
     python benchmarks/batch_norm.py --shapes 125,32,32,16 125,32,32,64
 
-* ours: `binwrn_jax.models.layers.BatchNorm`, on one CPU with the sums by `binwrn_jax.models.cpu`;
+* ours: `binwrn_jax.nn.layers.BatchNorm`, on one CPU with the sums by `binwrn_jax.nn.cpu`;
 * xla: the same gradient, written out, and the sums by XLA;
 * derived: moments and normalisation in plain JAX, which derives the gradient.
 
@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from common import machine, markdown, spread, timed
 
-from binwrn_jax.allocator import keep_memory
-from binwrn_jax.models import layers, operations
+from binwrn_jax.cli.allocator import keep_memory
+from binwrn_jax.nn import layers, operations
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the gradient's norm
 

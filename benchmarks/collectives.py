@@ -17,11 +17,13 @@ import jax
 import numpy as np
 from common import markdown
 
-from binwrn_jax import config as configs
-from binwrn_jax import cost, sharding
 from binwrn_jax.data.sources import dataset_spec
-from binwrn_jax.state import init_state
-from binwrn_jax.steps import jit_train_step
+from binwrn_jax.graph import cost
+from binwrn_jax.nn.registry import create_network
+from binwrn_jax.parallel import sharding
+from binwrn_jax.training import config as configs
+from binwrn_jax.training.state import init_state
+from binwrn_jax.training.step import jit_train_step
 
 IMAGES = 1000  # of the data set on the device, which nothing here depends on
 
@@ -54,7 +56,7 @@ def main() -> None:
     rows = []
     for ghost in (0, arguments.ghost):
         config.model.ghost_size = ghost
-        model = configs.build_model(config.model, spec.num_classes)
+        model = create_network(config.model, spec.num_classes)
         optimizer = configs.build_optimizer(config, 100)
         state = jax.eval_shape(lambda m=model, o=optimizer: init_state(m, o, spec.image_shape))
         parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))

@@ -17,11 +17,12 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 
-from binwrn_jax.checkpoints import MODEL_FILE
-from binwrn_jax.cli import main as binwrn
+from binwrn_jax.cli.main import main as binwrn
 from binwrn_jax.data.sources import load
-from binwrn_jax.models import layers
-from binwrn_jax.runtime import ArrayImages, measure, open_model
+from binwrn_jax.deploy.formats import open_model
+from binwrn_jax.evaluation import ArrayImages, measure
+from binwrn_jax.nn import layers
+from binwrn_jax.store.model_folder import MODEL_FILE
 
 FIELDS = {
     "as trained": {},

@@ -47,8 +47,8 @@ class Ours:
         import jax.numpy as jnp
         from peers.arrays import arrays
 
-        from binwrn_jax.allocator import keep_memory
-        from binwrn_jax.models import cpu, operations
+        from binwrn_jax.cli.allocator import keep_memory
+        from binwrn_jax.nn import cpu, operations
 
         keep_memory()  # as train.py does
         self._jax = jax

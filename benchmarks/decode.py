@@ -61,7 +61,7 @@ for line in sys.stdin:
 
 def ours(jpegs: list[bytes], boxes: list[Any]) -> float:
     """Images per CPU second, from bytes to uint8 pixels."""
-    from binwrn_jax.data import imagenet
+    from binwrn_jax.data import jpeg as imagenet
 
     out = np.empty((1, imagenet.SIZE, imagenet.SIZE, 3), np.uint8)
     start = time.process_time()
@@ -74,7 +74,7 @@ def workers(records: Any, count: int, batch_size: int, batches: int) -> dict[str
     """Images/s by the clock of the whole path with so many workers, and the memory of one of them, in MB."""
     import psutil
 
-    from binwrn_jax.data import pipeline
+    from binwrn_jax.data import streamed as pipeline
 
     source = pipeline.TrainBatches(
         "imagenet2012", records, 1000, batch_size, range(batch_size), 0, "scale_aspect_flip"
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
 
-    from binwrn_jax.data import imagenet
+    from binwrn_jax.data import jpeg as imagenet
     from binwrn_jax.data.records import parse
     from binwrn_jax.data.sources import open_split
 

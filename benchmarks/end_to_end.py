@@ -3,8 +3,8 @@
     TFDS_DATA_DIR=... python benchmarks/end_to_end.py --spec 20-1,1bit --train-images 12500 --epochs 2
     TFDS_DATA_DIR=... python benchmarks/end_to_end.py --config imagenet --spec 18-2.5,1bit --train-images 0
 
-Trains on real data by the loop itself, `binwrn_jax.loop.train`, into a temporary folder. At each of its
-reports, where the device has nothing to do, the loop is held, and the same jitted step runs as many times on
+Trains on real data by the loop itself, `binwrn_jax.train`, into a temporary folder. At each of its reports,
+ where the device has nothing to do, the loop is held, and the same jitted step runs as many times on
 batches that lie ready: loop and bare step take turns in one process, so that a noisy machine disturbs both
 alike. Of streamed data the bare step's batches were decoded before: what the loop takes longer is decoding
 that it waits for, and workers that take its cores. While it is held its workers fill their buffers, which
@@ -27,14 +27,16 @@ from typing import Any
 import jax
 from common import machine, markdown, process_mb, spread
 
-from binwrn_jax import config as configs
-from binwrn_jax import loop, sharding
-from binwrn_jax.allocator import keep_memory
-from binwrn_jax.data.pipeline import open_data
+from binwrn_jax.cli.allocator import keep_memory
 from binwrn_jax.data.sources import dataset_spec
-from binwrn_jax.metrics import MetricsLog
-from binwrn_jax.state import init_state
-from binwrn_jax.steps import jit_train_step
+from binwrn_jax.data.streamed import open_data
+from binwrn_jax.nn.registry import create_network
+from binwrn_jax.parallel import sharding
+from binwrn_jax.training import config as configs
+from binwrn_jax.training import loop
+from binwrn_jax.training.metrics import MetricsLog
+from binwrn_jax.training.state import init_state
+from binwrn_jax.training.step import jit_train_step
 
 ROOT = Path(__file__).parent.parent
 READY = 8  # batches that lie ready for the bare step
@@ -57,7 +59,7 @@ class Bare:
         )
         data.check_trains()
         self.images = data.size
-        model = configs.build_model(config.model, spec.num_classes)
+        model = create_network(config.model, spec.num_classes)
         optimizer = configs.build_optimizer(config, data.steps_per_epoch)
         self._step = jit_train_step(config, model, optimizer, mesh, data.steps_per_epoch, spec.streamed)
         state = init_state(model, optimizer, spec.image_shape, config.seed)

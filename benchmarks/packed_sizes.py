@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from binwrn_jax import base_config, save_model
-from binwrn_jax.config import build_model
 from binwrn_jax.deploy.onnx_file import write_onnx
 from binwrn_jax.deploy.packed import pack, write_packed
 from binwrn_jax.deploy.stablehlo import write_stablehlo
-from binwrn_jax.models.wide_resnet import IMAGENET_BLOCKS
+from binwrn_jax.nn.registry import create_network
+from binwrn_jax.nn.wide_resnet import IMAGENET_BLOCKS
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
             "width": float(width),
             "affine": imagenet,
         }
-        init = jax.jit(build_model(fields, classes).init)
+        init = jax.jit(create_network(fields, classes).init)
         variables = init(jax.random.key(0, impl="rbg"), np.zeros((1, *shape), np.uint8))
         variables = jax.tree.map(np.asarray, variables)
         description = {"model": fields, "num_classes": classes, "image_shape": list(shape)}

@@ -56,8 +56,8 @@ class Ours:
     def __init__(self, setting: dict[str, Any]) -> None:
         import jax
 
-        from binwrn_jax import sharding
-        from binwrn_jax.allocator import keep_memory
+        from binwrn_jax.cli.allocator import keep_memory
+        from binwrn_jax.parallel import sharding
 
         keep_memory()  # as train.py does
         self.setting, self.jax = setting, jax
@@ -88,10 +88,11 @@ class Ours:
 
     def _compile(self, part: str) -> dict[str, Any]:
         """The step without a part, its state, and what compiling took."""
-        from binwrn_jax import config as configs
-        from binwrn_jax import sharding
-        from binwrn_jax.state import init_state
-        from binwrn_jax.steps import jit_train_step
+        from binwrn_jax.nn.registry import create_network
+        from binwrn_jax.parallel import sharding
+        from binwrn_jax.training import config as configs
+        from binwrn_jax.training.state import init_state
+        from binwrn_jax.training.step import jit_train_step
 
         config = configs.ConfigDict(self.config.to_dict())
         if part in ("augmentation", "gradients"):
@@ -100,7 +101,7 @@ class Ours:
             config.model.weights = "32bit"
         if part == "batch_norm":
             configs.parse_spec(config, "nobn")
-        model = configs.build_model(config.model, self.setting["classes"])
+        model = create_network(config.model, self.setting["classes"])
         optimizer = configs.build_optimizer(config, steps_per_epoch=400)
         if part in ("update", "gradients"):
             optimizer = gradients_as_state()
@@ -203,7 +204,7 @@ def network_config(setting: dict[str, Any]) -> Any:
 
     The groups are left out because the peer has none: PyTorch's batch norm knows only the whole batch.
     """
-    from binwrn_jax import config as configs
+    from binwrn_jax.training import config as configs
 
     if setting["streamed"]:
         sys.path.insert(0, str(Path(__file__).parent.parent / "configs"))
@@ -262,8 +263,8 @@ def start(engine: str, setting: dict[str, Any], arguments: argparse.Namespace) -
 
 def measure(setting: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """All engines and parts of one setting, round by round."""
-    from binwrn_jax.cost import training_flops
-    from binwrn_jax.hardware import peak
+    from binwrn_jax.graph.cost import training_flops
+    from binwrn_jax.parallel.hardware import peak
 
     workers: dict[str, Worker] = {"ours": start("ours", setting, arguments)}
     ready = workers["ours"].ready

@@ -7,11 +7,11 @@ Not in the paper: it is the data set for a first try and for tests.
 Cost and result: see the README.
 """
 
-from binwrn_jax.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config, parse_spec
 
 
 def get_config(spec: str = ""):
-    """A 14-1 network, 30 epochs; ``spec`` as in `binwrn_jax.config.parse_spec`."""
+    """A 14-1 network, 30 epochs; ``spec`` as in `binwrn_jax.training.config.parse_spec`."""
     config = base_config()
     config.data.name = "digits"
     config.model.depth, config.model.width = 14, 1.0

@@ -23,7 +23,7 @@ devices; it differs in
 A machine with little memory adds ``--config.accumulate=8``: the same updates, computed in 8 parts.
 """
 
-from binwrn_jax.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config, parse_spec
 
 PAPER = {
     "batch_size": 125,

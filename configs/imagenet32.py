@@ -7,11 +7,11 @@ Paper, top-1 / top-5 test error %: 1-bit 20-4 56.08 / 30.88, 20-10 44.27 / 21.09
 20-10 39.96 / 17.89, 20-15 38.90 / 17.03. Not run here: no data at hand.
 """
 
-from binwrn_jax.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config, parse_spec
 
 
 def get_config(spec: str = ""):
-    """The paper's setting; ``spec`` as in `binwrn_jax.config.parse_spec`."""
+    """The paper's setting; ``spec`` as in `binwrn_jax.training.config.parse_spec`."""
     config = base_config()
     config.data.name = "imagenet32"
     config.model.depth, config.model.width = 20, 10.0

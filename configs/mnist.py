@@ -5,7 +5,7 @@
 Paper, test error %: 1-bit 0.81, 0.36, 0.27 after 1, 6, 14 epochs; 32-bit 0.71, 0.28 after 1, 6.
 """
 
-from binwrn_jax.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config, parse_spec
 
 
 def get_config(spec: str = ""):

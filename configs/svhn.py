@@ -5,11 +5,11 @@
 Paper, test error %: 20-4 1-bit 1.93, 32-bit 1.75, 30 epochs. Not run here: no data at hand.
 """
 
-from binwrn_jax.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config, parse_spec
 
 
 def get_config(spec: str = ""):
-    """The paper's setting; ``spec`` as in `binwrn_jax.config.parse_spec`."""
+    """The paper's setting; ``spec`` as in `binwrn_jax.training.config.parse_spec`."""
     config = base_config()
     config.data.name = "svhn_cropped"
     config.data.train_split = "train+extra"

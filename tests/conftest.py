@@ -15,15 +15,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 NUMERIC = (
-    "augment",
-    "binarize",
-    "evaluate",
-    "losses",
-    "models",
-    "moments",
-    "optim",
-    "schedules",
-    "steps",
+    "evaluation",
+    "nn",
+    "training.augment",
+    "training.moments",
+    "training.optimizer",
+    "training.schedules",
+    "training.step",
 )
 
 # Must precede the first import of the package. Not `state`: a pytree may be rebuilt with any leaves.

@@ -1,5 +1,7 @@
 """The network of the paper in plain NumPy, written from its text, in float64; and weights to feed it."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -145,3 +147,9 @@ def as_if_trained(model, image_shape, rng):
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *image_shape), np.uint8))
     return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+def distance(a: Any, b: Any) -> float:
+    """Largest difference of any latent weight."""
+    pairs = zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)
+    return max(float(np.abs(x - y).max()) for x, y in pairs)

@@ -12,8 +12,8 @@ import jax
 import pytest
 
 from binwrn_jax import UserError
-from binwrn_jax import config as configs
-from binwrn_jax.flags import parse_flags
+from binwrn_jax.cli.flags import parse_flags
+from binwrn_jax.training import config as configs
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tpu"

@@ -9,10 +9,10 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from binwrn_jax import sharding
+from binwrn_jax.data.batch import Inputs
 from binwrn_jax.data.sources import Arrays
 from binwrn_jax.errors import UserError
-from binwrn_jax.steps import Inputs
+from binwrn_jax.parallel import sharding
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
@@ -64,7 +64,7 @@ class DeviceData:
             raise UserError(f"{self.size} training images are fewer than one batch of {self._batch_size}")
 
     def batch(self, position: int) -> Inputs:
-        """The training batch at a position, as `binwrn_jax.steps.fetch` takes it."""
+        """The training batch at a position, as `binwrn_jax.data.batch.fetch` takes it."""
         epoch, place = divmod(position, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(self._seed, epoch, self.size))

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from binwrn_jax.data import imagenet
+from binwrn_jax.data import jpeg as imagenet
 from binwrn_jax.data.records import Records, allow_open_files, open_records, parse
 from binwrn_jax.errors import UserError
 

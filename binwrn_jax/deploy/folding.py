@@ -19,10 +19,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from binwrn_jax.binarize import get_rule, he_scale
 from binwrn_jax.errors import UserError
-from binwrn_jax.models.layers import BN_EPSILON, spatial_pads
-from binwrn_jax.models.wide_resnet import WideResNet, architecture
+from binwrn_jax.nn.layers import BN_EPSILON, spatial_pads
+from binwrn_jax.nn.rules import get_rule, he_scale
+from binwrn_jax.nn.wide_resnet import WideResNet, architecture
 
 Operation = dict[str, Any]
 Affine = tuple[np.ndarray, np.ndarray]
@@ -129,7 +129,7 @@ class Layout:
 
 
 def wide_resnet_layout(model: WideResNet, image_shape: tuple[int, int, int]) -> Layout:
-    """The operations of `binwrn_jax.models.WideResNet`, in step with its ``__call__``."""
+    """The operations of `binwrn_jax.nn.WideResNet`, in step with its ``__call__``."""
     net = Layout(model, image_shape)
     structure = architecture(model.depth, model.width)
 
@@ -165,7 +165,7 @@ def wide_resnet_layout(model: WideResNet, image_shape: tuple[int, int, int]) -> 
 
 
 def layout_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Layout:
-    """The operations of a network of `binwrn_jax.models`.
+    """The operations of a network of `binwrn_jax.nn`.
 
     Args:
       model: not of 32-bit weights.

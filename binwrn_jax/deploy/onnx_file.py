@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from binwrn_jax.checkpoints import write_atomically
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.errors import UserError
-from binwrn_jax.runtime import BATCH_SIZE
+from binwrn_jax.evaluation import BATCH_SIZE
+from binwrn_jax.store.files import write_atomically
 
 if TYPE_CHECKING:
     from binwrn_jax.deploy.packed import PackedModel

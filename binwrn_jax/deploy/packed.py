@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from binwrn_jax.binarize import he_scale
-from binwrn_jax.checkpoints import write_atomically
-from binwrn_jax.config import build_model
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.folding import Operation, fold, layout_of, same_structure, unfold
+from binwrn_jax.deploy.predictor import LayerRow, in_batches
 from binwrn_jax.errors import UserError
-from binwrn_jax.models.operations import convolution
-from binwrn_jax.runtime import BATCH_SIZE, LayerRow, Predictor, in_batches
+from binwrn_jax.evaluation import BATCH_SIZE, Predictor
+from binwrn_jax.nn.operations import convolution
+from binwrn_jax.nn.registry import create_network
+from binwrn_jax.nn.rules import he_scale
+from binwrn_jax.store.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def pack(
       UserError: 32-bit weights, NaN weights, moments or scales that are not finite.
     """
     shape, classes = tuple(description["image_shape"]), description["num_classes"]
-    layout = layout_of(build_model(description["model"], classes), shape)
+    layout = layout_of(create_network(description["model"], classes), shape)
     operations, affines = fold(layout, variables)
     bits = {
         op["tensor"]: pack_signs(variables["params"][op["tensor"]]["kernel"])
@@ -318,7 +319,7 @@ class LoadedModel:
         return self._run(self.weights, jnp.asarray(images))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `binwrn_jax.runtime.Predictor`."""
+        """See `binwrn_jax.evaluation.Predictor`."""
         return in_batches(self.predict, images, self.description["num_classes"], BATCH_SIZE)
 
     @property
@@ -339,7 +340,7 @@ class LoadedModel:
         try:
             fields = {**self.description["model"], "dtype": "float32"}
             shape = tuple(self.description["image_shape"])
-            layout = layout_of(build_model(fields, self.description["num_classes"]), shape)
+            layout = layout_of(create_network(fields, self.description["num_classes"]), shape)
             known = same_structure(layout, self.packed.operations)
         except Exception as error:  # whatever the file has in the place of the fields
             raise UserError(f"the packed model names no network of this package ({error})") from error
@@ -375,7 +376,7 @@ class NumpyPredictor:
         self.description = packed.description
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `binwrn_jax.runtime.Predictor`."""
+        """See `binwrn_jax.evaluation.Predictor`."""
         return self._model(images)
 
 

@@ -21,11 +21,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from binwrn_jax.checkpoints import write_atomically
 from binwrn_jax.deploy.packed import LoadedModel, PackedModel
+from binwrn_jax.deploy.predictor import in_batches
 from binwrn_jax.errors import UserError
-from binwrn_jax.models.operations import portable
-from binwrn_jax.runtime import BATCH_SIZE, in_batches
+from binwrn_jax.evaluation import BATCH_SIZE
+from binwrn_jax.nn.operations import portable
+from binwrn_jax.store.files import write_atomically
 
 FIRST_LINE = b"binwrn-stablehlo 1"
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -66,7 +66,7 @@ class _Description(ctypes.Structure):
 
 
 class NativeModel:
-    """A packed model, ready to run; a `binwrn_jax.runtime.Predictor`. See `load`.
+    """A packed model, ready to run; a `binwrn_jax.evaluation.Predictor`. See `load`.
 
     May be called from several threads: one call works at a time, with all threads of the model. A
     process made by ``os.fork`` must load its own.
@@ -145,7 +145,7 @@ def load(path: str | Path, threads: int | None = None, kernel: str | None = None
 
 
 def open_native(path: str | Path) -> NativeModel:
-    """A packed file as a `binwrn_jax.runtime.Predictor`; raises as `load` does."""
+    """A packed file as a `binwrn_jax.evaluation.Predictor`; raises as `load` does."""
     return load(path)
 
 

@@ -1,0 +1,127 @@
+"""``binwrn evaluate MODEL --dataset NAME``: the exact error of a model on a data set."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from binwrn_jax.data.jpeg import CROPS
+from binwrn_jax.data.sources import DATASETS, DatasetSpec, dataset_spec, load
+from binwrn_jax.data.streamed import StreamedImages
+from binwrn_jax.deploy.formats import RUNTIMES, open_model
+from binwrn_jax.errors import UserError
+from binwrn_jax.evaluation import BATCH_SIZE, ArrayImages, Images, Predictor, measure
+from binwrn_jax.nn.registry import DTYPES
+from binwrn_jax.store.files import write_atomically
+from binwrn_jax.training.metrics import Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("model", type=Path, help="workdir, model folder, or packed, ONNX or StableHLO file")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("--data-dir", metavar="DIR", help="prepared TFDS data; default TFDS_DATA_DIR")
+    parser.add_argument("--split", help="a TFDS split such as 'test[:1000]'; default the one of the paper")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="B", help="default %(default)s")
+    parser.add_argument(
+        "--crops", type=int, choices=CROPS, default=1, help="25: average 5 scales x 5 positions (ImageNet)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=-1, metavar="N",
+        help="processes that decode large images; 0: threads; default one for each core",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, help="of the activations; default as the model has it")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="for a packed file")
+    parser.add_argument("--predictions", type=Path, metavar="FILE.npz", help="write logits and labels")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures and prints."""
+    spec = dataset_spec(arguments.dataset)
+    split = arguments.split or spec.test_split
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size is {arguments.batch_size}: it must be at least 1")
+    if arguments.crops > 1 and not spec.streamed:
+        raise UserError(f"--crops {arguments.crops} is for large images: {spec.name} is not")
+    if arguments.workers < -1:
+        raise UserError(f"--workers is {arguments.workers}: it must be at least -1")
+    if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
+        raise UserError(f"cannot write {arguments.predictions}: there is no such folder")
+    predictor = open_model(
+        arguments.model, runtime=arguments.runtime, dtype=arguments.dtype, batch_size=arguments.batch_size
+    )
+    check_fits(predictor, spec)
+    # What TFDS prints while it prepares a data set is no result.
+    with contextlib.redirect_stdout(sys.stderr):
+        data: Images
+        if spec.streamed:
+            data = StreamedImages(
+                spec.name, split, arguments.data_dir, arguments.limit, arguments.crops, arguments.workers
+            )
+        else:
+            data = ArrayImages(load(spec.name, split, arguments.data_dir, arguments.limit))
+
+    progress = Progress(sys.stderr if arguments.json else sys.stdout)
+    result, logits, labels = measure(predictor, data, arguments.batch_size, progress.show)
+    if arguments.predictions:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, logits=logits, predictions=logits.argmax(-1), labels=labels)
+        write_atomically(arguments.predictions, buffer.getvalue())
+    if arguments.json:
+        values = {
+            "model": str(arguments.model),
+            "dataset": spec.name,
+            "split": split,
+            "crops": arguments.crops,
+            **result,
+        }
+        # JSON has no NaN, which is the loss of a network that overflows.
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        print(json.dumps(finite))
+    else:
+        many = f", {arguments.crops} crops each" if arguments.crops > 1 else ""
+        progress.say(
+            f"{spec.name} {split}, {result['n']} images{many}: error {result['error']:.2f} % "
+            f"({result['n'] - result['correct']} wrong; 95 % interval {result['error_low']:.2f} to "
+            f"{result['error_high']:.2f} %), top-5 error {result['top5_error']:.2f} %"
+        )
+        progress.say(
+            f"loss {result['loss']:.4f} nats, calibration error {result['ece']:.2f} %; "
+            f"{result['images_per_s']:.1f} images/s, {result['seconds']:.1f} s"
+        )
+    return 0
+
+
+def check_fits(predictor: Predictor, spec: DatasetSpec) -> None:
+    """Refuses a data set that the model is not for.
+
+    Raises:
+      UserError: other classes, channels or image size. An imported network whose size nobody has told
+        takes any.
+    """
+    model = predictor.description
+    if model["num_classes"] != spec.num_classes:
+        raise UserError(
+            f"the model has {model['num_classes']} classes and {spec.name} {spec.num_classes}: "
+            "choose the data set that it was trained on"
+        )
+    wanted, found = tuple(model["image_shape"]), spec.image_shape
+    if model.get("image_size_assumed"):
+        wanted, found = wanted[2:], found[2:]
+    if wanted != found:
+        raise UserError(
+            f"the model takes images of shape {tuple(model['image_shape'])} and {spec.name} has "
+            f"{spec.image_shape}: choose the data set that it was trained on"
+        )

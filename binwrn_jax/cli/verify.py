@@ -1,0 +1,114 @@
+"""``binwrn verify FILE``: is a packed (or ONNX) file what it says? A line per check, exit code 0 or 1."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from binwrn_jax.deploy.export import TOLERANCE, compare, exact_arithmetic
+from binwrn_jax.deploy.formats import kind_of
+from binwrn_jax.deploy.packed import LoadedModel, NumpyPredictor, PackedModel, read_packed
+from binwrn_jax.errors import UserError
+from binwrn_jax.evaluation import Predictor
+
+# Bits, row padding and header together may be so much larger than the ideal. Multiply-adds, which the
+# network needs whatever its weights are, and the golden image are listed, and are not counted here.
+MAX_RATIO = 1.03
+MAX_HEADER = 64 << 10
+
+
+class Check(NamedTuple):
+    """One line of the report."""
+
+    ok: bool
+    what: str
+    found: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("file", type=Path, help="packed or ONNX file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks and prints."""
+    path = arguments.file
+    kind = kind_of(path)
+    if kind not in ("packed", "onnx"):
+        raise UserError(
+            f"{path}: a packed or ONNX file can be verified, not a {kind}: `binwrn export` makes one"
+        )
+    try:
+        packed, runtimes = open_all(path, kind)
+    except UserError as error:
+        print(f"FAILED structure: {error}")
+        return 1
+    failed = 0
+    for check in checks(packed, path.stat().st_size, runtimes):
+        print(f"{'ok    ' if check.ok else 'FAILED'} {check.what}: {check.found}", flush=True)
+        failed += not check.ok
+    print(f"{path}: {f'{failed} of the checks failed' if failed else 'all that it says holds'}")
+    return int(failed > 0)
+
+
+def open_all(path: Path, kind: str) -> tuple[PackedModel, dict[str, Predictor]]:
+    """The content of a file, and the runtimes that can compute its logits, by name."""
+    if kind == "onnx":
+        from binwrn_jax.deploy.onnx_file import open_onnx, read_onnx
+
+        packed = read_onnx(path)
+        return packed, {"onnxruntime": open_onnx(path), "NumPy": NumpyPredictor(packed)}
+    packed = read_packed(path)
+    with exact_arithmetic():
+        return packed, {"JAX": LoadedModel(packed), "NumPy": NumpyPredictor(packed)}
+
+
+def checks(packed: PackedModel, size: int, runtimes: dict[str, Predictor]) -> Iterator[Check]:
+    """All checks in turn. The structure and the checksum were checked by reading it.
+
+    Args:
+      packed: the file's content.
+      size: of the file in bytes.
+      runtimes: by name, to compute the golden logits with.
+    """
+    convs = [operation for operation in packed.operations if operation["op"] == "conv"]
+    shapes = {op["tensor"]: (*op["window"], *op["channels"]) for op in convs}
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    floats = sum(part.size for affine in packed.affines.values() for part in affine)
+    yield Check(
+        all(bits.dtype == np.uint8 for bits in packed.bits.values()),
+        "no float weight",
+        f"{weights:,} weights of {len(convs)} convolutions are bits; "
+        f"the {floats:,} float32 numbers are {len(packed.affines)} multiply-adds, one per channel",
+    )
+    values = {name: np.unique(packed.signs(name)).tolist() for name in packed.bits}
+    other = [name for name, found in values.items() if found != [-1, 1]]
+    yield Check(
+        not other,
+        "two values per convolution",
+        f"{other[0]} has the values {values[other[0]]}" if other else f"-1 and +1 in each of {len(convs)}",
+    )
+    bits = sum(tensor.nbytes for tensor in packed.bits.values())
+    golden = packed.golden_image.nbytes + packed.golden_logits.nbytes
+    header = size - bits - 4 * floats - golden
+    yield Check(
+        bits + header <= MAX_RATIO * packed.ideal_bytes + MAX_HEADER,
+        "size",
+        f"{size:,} bytes, {size / packed.ideal_bytes:.4f} x the ideal of {packed.ideal_bytes:,}: {bits:,} of "
+        f"weights, {4 * floats:,} of multiply-adds, {golden:,} golden, {header:,} of header",
+    )
+    yield Check(True, "checksum", f"the bits have the SHA-256 stated, {packed.metadata['sha256'][:16]}...")
+    for name, runtime in runtimes.items():
+        with exact_arithmetic():
+            logits = runtime(packed.golden_image[None])
+        error, different = compare(packed.golden_logits[None], logits)
+        yield Check(
+            error <= TOLERANCE and not different,
+            f"golden image by {name}",
+            f"class {int(logits.argmax())}, logits within {error:.1e} of the largest ({TOLERANCE:g} allowed)",
+        )

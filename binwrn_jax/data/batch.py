@@ -1,0 +1,20 @@
+"""What a batch is: the arrays that a step takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+Inputs = dict[str, Any]  # arrays, see `fetch`
+
+
+def fetch(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Images uint8 ``[B, H, W, C]`` and labels int32 ``[B]`` of a batch.
+
+    ``inputs`` has either these as ``images`` and ``labels``, or a whole data set of N under these
+    names with ``indices`` int32 ``[B]`` into it (data that lives on the device).
+    """
+    if "indices" in inputs:
+        return inputs["images"][inputs["indices"]], inputs["labels"][inputs["indices"]]
+    return inputs["images"], inputs["labels"]

@@ -1,0 +1,128 @@
+"""Writing model files that are proven equal to the trained network before they get their name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from binwrn_jax.deploy.packed import PackedModel, open_numpy, open_packed, pack, write_packed
+from binwrn_jax.deploy.predictor import JaxPredictor
+from binwrn_jax.errors import UserError
+from binwrn_jax.evaluation import Predictor
+from binwrn_jax.store.model_folder import load_model
+
+# Largest difference of two logits, relative to the largest logit. All readers compute in float32, but sum
+# in different orders: about 1e-6 is what comes of that in the networks of the paper.
+TOLERANCE = 1e-4
+
+
+def compare(reference: np.ndarray, logits: np.ndarray) -> tuple[float, int]:
+    """How far the logits of a reader are from those of the trained network.
+
+    Args:
+      reference: float32 ``[N, classes]``.
+      logits: the same shape.
+
+    Returns:
+      The largest difference relative to the largest reference logit, and the number of images with
+      another prediction. An image counts as such only where the two best logits of the reference are
+      further apart than the tolerance: a tie is no prediction.
+    """
+    largest = max(float(np.abs(reference).max()), np.finfo(np.float32).tiny)
+    error = float(np.abs(reference.astype(np.float64) - logits).max()) / largest
+    second, best = np.partition(reference, -2, axis=1)[:, -2:].T
+    differ = (reference.argmax(1) != logits.argmax(1)) & (best - second > 2 * TOLERANCE * largest)
+    return error, int(differ.sum())
+
+
+def exact_arithmetic() -> contextlib.AbstractContextManager[Any]:
+    """JAX on the CPU: GPUs and TPUs multiply float32 with fewer bits, which would drown the comparison."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves out the CPU
+        return jax.default_matmul_precision("highest")
+
+
+def write_verified(
+    write: Callable[[Path], None],
+    path: Path,
+    readers: Mapping[str, Callable[[Path], Predictor]],
+    images: np.ndarray,
+    reference: np.ndarray,
+) -> list[str]:
+    """Writes a file under another name, reads it back, compares, and only then gives it its name.
+
+    Args:
+      write: writes the file to the path it is given.
+      path: of the file; an older one there stays until the new one is proven.
+      readers: by name, what opens it.
+      images: uint8 ``[N, H, W, C]``.
+      reference: their logits by the trained network, float32 ``[N, classes]``.
+
+    Returns:
+      A line for each reader.
+
+    Raises:
+      UserError: a reader's predictions or logits differ, or the path cannot be written.
+    """
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no such folder")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    unverified = path.with_name(f".{path.name}.{os.getpid()}.unverified")
+    lines = []
+    try:
+        write(unverified)
+        for name, reader in readers.items():
+            with exact_arithmetic():
+                logits = reader(unverified)(images)
+            error, different = compare(reference, logits)
+            if different or not error <= TOLERANCE:
+                raise UserError(
+                    f"{path} is not written: read back by {name}, {different} of {len(images)} predictions "
+                    f"differ from the trained network's and logits by {error:.1e} (tolerance {TOLERANCE:g})"
+                )
+            lines.append(
+                f"{name}: {len(images)} predictions identical to the trained network's, logits within "
+                f"{error:.1e} of the largest (tolerance {TOLERANCE:g})"
+            )
+        os.replace(unverified, path)
+    finally:
+        unverified.unlink(missing_ok=True)
+    return lines
+
+
+PACKED_READERS: dict[str, Callable[[Path], Predictor]] = {"JAX": open_packed, "NumPy": open_numpy}
+
+
+def reference_of(variables: dict[str, Any], description: dict[str, Any], images: np.ndarray) -> np.ndarray:
+    """Logits of a trained network in float32, which is what the files compute in."""
+    with exact_arithmetic():
+        return JaxPredictor(variables, description, dtype="float32")(images)
+
+
+def pack_model(model: Path, path: Path, images: np.ndarray) -> tuple[PackedModel, list[str]]:
+    """Packs what a model folder holds into a verified file; the end of each 1-bit training run.
+
+    Args:
+      model: folder.
+      path: of the packed file.
+      images: uint8 ``[N, H, W, C]`` to compare on, the first one becomes the golden image.
+
+    Returns:
+      The packed model and a line for each reader.
+
+    Raises:
+      UserError: nothing to pack, or it does not agree with the trained network.
+    """
+    variables, description = load_model(model)
+    packed = pack(variables, description, images[0])
+    reference = reference_of(variables, description, images)
+    lines = write_verified(lambda p: write_packed(packed, p), path, PACKED_READERS, images, reference)
+    return packed, lines

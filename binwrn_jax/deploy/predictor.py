@@ -1,0 +1,74 @@
+"""Predictors over JAX: a model folder's network, any number of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from binwrn_jax.evaluation import BATCH_SIZE
+from binwrn_jax.nn.registry import create_network
+
+
+class JaxPredictor:
+    """A model folder, run by JAX on the default device.
+
+    Any number of images is cut into batches of ``batch_size``; a smaller rest is padded to the next
+    power of two, so that few shapes are compiled and one image does not cost a whole batch.
+
+    Args:
+      variables: ``params`` and ``batch_stats``, see `binwrn_jax.store.model_folder.load_model`.
+      description: of the model, with the fields of ``model.json``.
+      dtype: of the activations, ``'float32'`` or ``'bfloat16'``; None for the model's own.
+      batch_size: images per run of the network.
+    """
+
+    def __init__(
+        self,
+        variables: dict[str, Any],
+        description: dict[str, Any],
+        *,
+        dtype: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self.description = description
+        fields = {**description["model"], **({"dtype": dtype} if dtype else {})}
+        model = create_network(fields, description["num_classes"])
+        self._variables = jax.device_put(variables)
+        self._batch_size = batch_size
+        self._apply: Callable[[Any, np.ndarray], jax.Array] = jax.jit(model.apply)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        return in_batches(
+            partial(self._apply, self._variables), images, self.description["num_classes"], self._batch_size
+        )
+
+
+def in_batches(
+    network: Callable[[np.ndarray], jax.Array], images: np.ndarray, num_classes: int, batch_size: int
+) -> np.ndarray:
+    """Runs a jitted network on any number of images, see `JaxPredictor`; float32 ``[N, num_classes]``."""
+    logits = np.empty((len(images), num_classes), np.float32)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        count = len(batch)
+        size = min(1 << (count - 1).bit_length(), batch_size)
+        padded = np.pad(batch, ((0, size - count), (0, 0), (0, 0), (0, 0)))
+        logits[start : start + count] = network(padded)[:count]
+    return logits
+
+
+class LayerRow(NamedTuple):
+    """One convolution as ``binwrn inspect`` lists it."""
+
+    name: str
+    shape: tuple[int, int, int, int]  # (F, F, C_in, C_out)
+    scale: float | None  # s of Eq. 1; None where the rule has no constant scale
+    plus_share: float | None  # share of +1 among the bits, 0..1; None for 32-bit weights
+    values: int  # distinct values that the convolution uses
+    bits: int  # to store the weights, scales not counted
+    bytes: int  # bits / 8, rounded up

@@ -1,0 +1,1 @@
+"""Models by name, and the files that the paper's author released."""

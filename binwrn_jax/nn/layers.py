@@ -1,0 +1,216 @@
+"""The layers that all networks of the paper are made of, in Flax linen."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Real
+
+from binwrn_jax.errors import UserError
+from binwrn_jax.nn.operations import Pads, Sums, average_pool, convolution, moments, products
+from binwrn_jax.nn.rules import get_rule, he_scale
+
+Images = Float[Array, "N H W C"]
+Pixels = Real[Array | np.ndarray, "N H W C"]  # the network's input, uint8 for example
+NewImages = Float[Array, "N H2 W2 C2"]  # of another size
+
+PADDINGS = ("symmetric", "same")
+BN_EPSILON = 1e-5
+
+
+def spatial_pads(shape: tuple[int, int], window: int, stride: int, padding: str) -> Pads:
+    """Pixels to add before and after each spatial axis, for a square window.
+
+    Args:
+      shape: ``(H, W)`` of the input.
+      window: F, the side of the kernel or pool, odd.
+      stride: 1 or 2.
+      padding: ``'symmetric'`` is MATLAB's, ``(F - 1) / 2`` on each side whatever the stride;
+        ``'same'`` is Keras', which on an even-sized image with stride 2 adds 0 before and 1
+        after. They agree at stride 1. Trained weights depend on the choice.
+
+    >>> spatial_pads((32, 32), 3, 2, 'symmetric'), spatial_pads((32, 32), 3, 2, 'same')
+    (((1, 1), (1, 1)), ((0, 1), (0, 1)))
+    """
+    if padding not in PADDINGS:
+        raise UserError(f"unknown padding {padding!r}: choose one of {', '.join(PADDINGS)}")
+    if padding == "symmetric":
+        half = (window - 1) // 2
+        return (half, half), (half, half)
+
+    def same(size: int) -> tuple[int, int]:
+        total = max((-(-size // stride) - 1) * stride + window - size, 0)
+        return total // 2, total - total // 2
+
+    return same(shape[0]), same(shape[1])
+
+
+class BinaryConv(nn.Module):
+    """Convolution whose latent kernel passes through a weight rule (Eq. 1), without bias.
+
+    The parameter ``kernel`` is float32 ``[F, F, C_in, C_out]``, initialised by He's method with
+    the layer's own scale as standard deviation.
+
+    Attributes:
+      features: C_out.
+      window: F.
+      stride: 1 or 2.
+      weights: name of the rule, a key of `binwrn_jax.nn.rules.RULES`.
+      plain: the scale convention of networks without skip connections (appendix B).
+      padding: ``'symmetric'`` or ``'same'``, see `spatial_pads`.
+      dtype: of the computation; the latent kernel stays float32.
+    """
+
+    features: int
+    window: int = 3
+    stride: int = 1
+    weights: str = "1bit"
+    plain: bool = False
+    padding: str = "symmetric"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> NewImages:
+        """``[N, H, W, C_in]`` to ``[N, ceil(H / stride), ceil(W / stride), C_out]``."""
+        shape = (self.window, self.window, x.shape[-1], self.features)
+        scale = he_scale(shape, plain=self.plain)
+        latent = self.param("kernel", nn.initializers.normal(scale), shape, jnp.float32)
+        pads = spatial_pads((x.shape[1], x.shape[2]), self.window, self.stride, self.padding)
+        kernel = get_rule(self.weights)(latent, scale).astype(self.dtype)
+        return convolution(x.astype(self.dtype), kernel, (self.stride, self.stride), pads)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def normalise(x: Images, groups: int, dtype: Any) -> tuple[Images, Sums, Sums]:
+    """``x_hat = (x - mean) / sqrt(var + 1e-5)`` by group and channel, with ``mean`` and ``var``.
+
+    Computed in float32. The gradient is written out: derived by JAX it reads and keeps half as much again,
+    and on a CPU batch norm is most of a narrow network's step. The moments have none: they are statistics.
+
+    Args:
+      x: float32 or bfloat16.
+      groups: number of groups of consecutive images, a divisor of N.
+      dtype: of ``x_hat``; the moments are float32 ``[groups, 1, 1, C]``.
+    """
+    return _normalise(x, groups, dtype)[0]
+
+
+def _each_image(sums: Sums, images: int) -> Float[Array, "M 1 1 C"]:
+    """Sums of groups for each of their images; those of a single group as they are, to be broadcast."""
+    return sums if len(sums) == 1 else jnp.repeat(sums, images // len(sums), axis=0)
+
+
+def _normalise(
+    x: Images, groups: int, dtype: Any
+) -> tuple[tuple[Images, Sums, Sums], tuple[Images, Sums, Sums]]:
+    mean, var = moments(x, groups)
+    std = jnp.sqrt(var + BN_EPSILON)
+    x_hat = (jnp.asarray(x, jnp.float32) - _each_image(mean, len(x))) / _each_image(std, len(x))
+    return (x_hat.astype(dtype), mean, var), (x, mean, std)
+
+
+def _normalise_gradient(
+    groups: int, dtype: Any, saved: tuple[Images, Sums, Sums], cotangents: tuple[Images, Sums, Sums]
+) -> tuple[Images]:
+    (x, mean, std), (g, _, _) = saved, cotangents
+    count = x.shape[0] // groups * x.shape[1] * x.shape[2]
+    g_sum, g_along = products(g, x, mean)
+    g_mean, slope, mean, std = (
+        _each_image(sums, len(x)) for sums in (g_sum / count, g_along / (count * std * std), mean, std)
+    )
+    dx = (jnp.asarray(g, jnp.float32) - g_mean - (jnp.asarray(x, jnp.float32) - mean) * slope) / std
+    return (dx.astype(x.dtype),)
+
+
+normalise.defvjp(_normalise, _normalise_gradient)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with the statistics policy named, and moments that can be collected.
+
+    In training the batch's own moments normalise, ``x_hat = (x - mean) / sqrt(var + 1e-5)``;
+    at inference those of the collection ``batch_stats``: ``mean`` and ``var``, float32 ``[C]``.
+    Training also updates ``batch_stats`` as running averages of momentum 0.99 (the Keras
+    version's rule); where the collection ``moments`` is mutable, it receives the batch's
+    ``mean`` and ``std = sqrt(var + 1e-5)`` (for the paper's rule, section 3.2.1).
+
+    Attributes:
+      affine: learn a scale and an offset; without, the layer has no parameters at all.
+      ghost_size: 0 for the moments of the whole global batch; otherwise the batch is cut into
+        groups of that many consecutive images, each normalised by itself, so that the result
+        does not depend on the number of devices and needs no communication.
+      dtype: of the result; moments are always computed in float32.
+    """
+
+    affine: bool = False
+    ghost_size: int = 0
+    momentum: float = 0.99
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Pixels, train: bool) -> Images:
+        """Normalises ``[N, H, W, C]`` per channel.
+
+        Raises:
+          UserError: N is not a multiple of the ghost size.
+        """
+        channels = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = offset = None
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+            offset = self.param("offset", nn.initializers.zeros, (channels,), jnp.float32)
+
+        if train:
+            size = self.ghost_size or x.shape[0]
+            if x.shape[0] % size:
+                raise UserError(f"batch of {x.shape[0]} does not divide into ghost groups of {size}")
+            y = jnp.asarray(x)
+            if not jnp.issubdtype(y.dtype, jnp.floating):  # pixels, which have no gradient
+                y = y.astype(jnp.float32)
+            y, mean, var = normalise(y, x.shape[0] // size, jnp.float32 if self.affine else self.dtype)
+            if not self.is_initializing():
+                group_mean, group_var = mean.reshape(-1, channels), var.reshape(-1, channels)
+                m = self.momentum
+                running_mean.value = m * running_mean.value + (1 - m) * group_mean.mean(0)
+                running_var.value = m * running_var.value + (1 - m) * group_var.mean(0)
+                self.sow("moments", "mean", group_mean.mean(0), reduce_fn=lambda _, new: new)
+                std = jnp.sqrt(group_var + BN_EPSILON)
+                self.sow("moments", "std", std.mean(0), reduce_fn=lambda _, new: new)
+        else:
+            mean = running_mean.value.reshape(1, 1, 1, channels)
+            std = jnp.sqrt(running_var.value + BN_EPSILON).reshape(1, 1, 1, channels)
+            y = (jnp.asarray(x, jnp.float32) - mean) / std
+        if scale is not None and offset is not None:
+            y = y * scale.reshape(1, 1, 1, channels) + offset.reshape(1, 1, 1, channels)
+        return y.astype(self.dtype)
+
+
+def shifted_relu(x: Images) -> Images:
+    """``max(-1, x)``, which replaces BN -> ReLU in the follow-up without batch norm."""
+    return jnp.maximum(x, jnp.asarray(-1, x.dtype))
+
+
+def downsample_skip(x: Images, channels: int, padding: str) -> NewImages:
+    """Skip path of a down-sampling block: 3x3 average pool of stride 2, then zero channels.
+
+    The average divides by the number of pixels inside the image, also at its border, as both
+    released versions do. The zeros come after the data (appendix A).
+
+    Args:
+      x: ``[N, H, W, C]``.
+      channels: of the result, at least C.
+      padding: see `spatial_pads`.
+
+    Returns:
+      ``[N, ceil(H / 2), ceil(W / 2), channels]``.
+    """
+    pads = spatial_pads((x.shape[1], x.shape[2]), 3, 2, padding)
+    pooled = average_pool(x, (3, 3), (2, 2), pads)
+    return jnp.pad(pooled, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))

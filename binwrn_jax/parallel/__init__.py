@@ -1,0 +1,1 @@
+"""Devices, processes and signals: who computes what, and how all end together."""

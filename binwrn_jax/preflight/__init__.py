@@ -1,0 +1,1 @@
+"""Compile a training step for machines elsewhere: does it fit, how fast can it be."""

@@ -1,0 +1,1 @@
+"""Training: configuration, recipe, step, loop and what a run writes."""

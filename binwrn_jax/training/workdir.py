@@ -1,0 +1,209 @@
+"""The folder of a run: whose it is, what made it, whether there is room."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from binwrn_jax.errors import UserError
+from binwrn_jax.parallel import processes as distributed
+from binwrn_jax.store.files import write_atomically
+from binwrn_jax.training import config as configs
+from binwrn_jax.training.state import TrainState
+
+SHARED_SECONDS = 10.0  # until a file that one machine wrote must be seen by another
+
+# What a run writes beside its config.json.
+RUN_FILES = (
+    "checkpoints",
+    "curves.png",
+    "environment.json",
+    "metrics.jsonl",
+    "model",
+    "model.safetensors",
+    "summary.json",
+    "tensorboard",
+)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Makes the folder and holds it for this job: two runs in one would spoil each other's files.
+
+    A folder made here in which nothing was written is removed again.
+
+    Raises:
+      UserError: another run holds it, it cannot be made or written in, or it is not the same folder in all
+        processes.
+    """
+    with _locked_by_first(workdir) if distributed.is_first() else contextlib.nullcontext():
+        # What process 0 has written there, the others must find there.
+        lock = workdir / ".lock"
+        token = distributed.from_first(lock.read_text)
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not (lock.exists() and lock.read_text() == token):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{workdir} is not the folder that process 0 has under this name: "
+                    "give a --workdir that all machines share"
+                )
+            time.sleep(0.1)
+        yield
+
+
+@contextlib.contextmanager
+def _locked_by_first(workdir: Path) -> Iterator[None]:
+    made = not workdir.exists()
+    lock = workdir / ".lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "a")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise UserError(f"cannot use {workdir} ({error.strerror}): choose another --workdir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is using {workdir}: wait for it, or choose another --workdir"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        file.truncate(0)
+        file.write(secrets.token_hex(8))
+        file.flush()
+        os.fsync(file.fileno())  # a mounted bucket shows it to other machines only then
+        try:
+            yield
+        finally:
+            if made and list(workdir.iterdir()) == [lock]:
+                lock.unlink()
+                workdir.rmdir()
+
+
+def check_same(config: ConfigDict) -> None:
+    """Refuses processes that were started with different configurations.
+
+    Raises:
+      UserError: a field other than the folder of the data differs from that of process 0.
+    """
+    theirs = json.loads(distributed.from_first(lambda: configs.to_json(config)))
+    differing = configs.differences(theirs, config.to_dict(), free=("data.dir",))
+    if differing:
+        raise UserError(f"not the config of process 0 ({'; '.join(differing)}): start all with the same")
+
+
+def claim_workdir(workdir: Path, config: ConfigDict, state: TrainState, milestones: int) -> None:
+    """Writes the resolved configuration into a new workdir.
+
+    Raises:
+      UserError: it is of another run, or has files of no run whose names this one would use, or no room
+        for checkpoints of ``state``, of which ``milestones`` are kept for ever.
+    """
+    check_disk(workdir, state, config.checkpoint.keep + milestones)
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+            if not isinstance(old, dict):
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{path} is damaged: restore it, or choose another --workdir") from None
+        differing = configs.differences(old, config.to_dict())
+        if differing:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(differing)}): choose another --workdir"
+            )
+    elif found := [name for name in RUN_FILES if (workdir / name).exists()]:
+        raise UserError(f"{workdir} has {found[0]} but no config.json: choose another --workdir")
+    else:
+        write_config(workdir, config)
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes ``config.json``."""
+    write_atomically(workdir / "config.json", configs.to_json(config))
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, hardware and command, for whoever wants to repeat the run."""
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.split(":", 1)[1].strip()
+                break
+    packages = (
+        "binwrn-jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "tensorflow-datasets",
+        "numpy",
+    )
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "command": sys.argv,
+        "commit": commit,
+        "python": platform.python_version(),
+        "packages": versions,
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": distributed.process_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "platform": jax.devices()[0].platform,
+        "system": platform.platform(),
+    }
+
+
+def check_disk(workdir: Path, state: TrainState, kept: int) -> None:
+    """Refuses to start where the checkpoints could not be written.
+
+    Args:
+      workdir: of the run.
+      state: what a checkpoint holds.
+      kept: checkpoints that a finished run has: the last ones and those of the cycle ends.
+
+    Raises:
+      UserError: there is too little room.
+    """
+    one = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    vfs = os.statvfs(workdir)
+    free = vfs.f_bavail * vfs.f_frsize
+    there = sum(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    # Those to come, the one being written, and the trained model.
+    need = (max(kept - there, 0) + 2) * one
+    if free < need:
+        raise UserError(
+            f"disk full: {workdir} has {free / 1e6:.0f} MB free, checkpoints need {need / 1e6:.0f} MB: "
+            "free some space or choose another --workdir"
+        )

@@ -1,0 +1,556 @@
+"""Every row of the paper's tables and every curve of its figures as a named experiment.
+
+    for experiment in select(["table1"]): print(experiment.name, experiment.paper)
+
+An experiment is a config file, spec words and overrides: what a user would type for train.py. Each name says
+what is trained: data, weights, network, variants: ``c100-1bit-20-10-cutout``. The experiments of scale
+``cpu`` have no network in their name: they ask the same questions with one small network and few images.
+
+The tables are the paper's (sections 4 and 5). ImageNet is as its config has it by default, for several
+devices, and not with the paper's batch of 125. The data behind Figs. 6 and 7 were not at hand when this was
+written: the curves are taken for CIFAR-100 (Fig. 6) and both CIFARs (Fig. 7), 20-4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import re
+import runpy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from binwrn_jax.data.sources import DATASETS
+from binwrn_jax.errors import UserError
+from binwrn_jax.graph.cost import training_flops
+from binwrn_jax.nn.wide_resnet import architecture
+from binwrn_jax.parallel.hardware import PEAKS
+from binwrn_jax.training import config as configs
+from binwrn_jax.training.metrics import Record, read_records
+from binwrn_jax.training.schedules import cycle_ends
+
+CHECKOUT = Path(__file__).parent.parent
+SCALES = ("full", "cpu")
+
+# FLOP/s that the estimates of hours assume for the convolutions of a training step, of networks that begin
+# with fewer than 64 channels and of wider ones. The CPU's are measured, see docs/performance.md: on 2 cores
+# (Xeon of the Sapphire Rapids class), float32, batch 125, a step of 20-1 took 204 ms, of 20-4 1,600 ms and of
+# 20-10 9,907 ms: 148, 302 and 304 GFLOP/s. The others are guesses: a quarter of the published bfloat16 peak.
+WIDE = 64
+MACHINES: dict[str, tuple[float, float]] = {
+    "CPU": (150e9, 300e9),
+    "H200": (0.25 * PEAKS["NVIDIA H200"].bfloat16,) * 2,
+    "v5e-8": (0.25 * 8 * PEAKS["TPU v5e"].bfloat16,) * 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One network to be trained.
+
+    Attributes:
+      name: unique.
+      scale: ``'full'``, the paper's own setting, or ``'cpu'``.
+      file: of ``configs/``.
+      spec: the words after the colon.
+      overrides: fields set besides.
+      images: of one training epoch.
+      tags: tables and figures that it belongs to: ``'table1'``, ``'fig6'``.
+      paper: what the paper reports, in percent: ``error``, ``top5``, and for ImageNet ``error_25_crops`` and
+        ``top5_25_crops``; empty for what it shows in a figure only, or does not have.
+    """
+
+    name: str
+    scale: str
+    file: str
+    spec: str
+    overrides: tuple[tuple[str, Any], ...]
+    images: int
+    tags: tuple[str, ...]
+    paper: Mapping[str, float]
+
+    def config(self) -> ConfigDict:
+        """The resolved configuration, seed 0."""
+        config: ConfigDict = _config_file(self.file)(self.spec)
+        config.update_from_flattened_dict(dict(self.overrides))
+        return config
+
+    def arguments(self) -> list[str]:
+        """The arguments of train.py."""
+        fields = [f"--config.{field}={value}" for field, value in self.overrides]
+        return [f"--config=configs/{self.file}:{self.spec}", *fields]
+
+    @property
+    def gflop_per_image(self) -> float:
+        """Of the convolutions, forward and backward."""
+        config = self.config()
+        data = DATASETS[config.data.name]
+        size = data.num_classes, data.image_shape
+        return training_flops(config.model.depth, config.model.width, *size) / 1e9
+
+    @property
+    def images_in_all(self) -> int:
+        """Over all epochs."""
+        return self.images * self.config().epochs
+
+    def hours(self) -> dict[str, float]:
+        """Estimated training time by machine, see `MACHINES`; without evaluation."""
+        model = self.config().model
+        wide = architecture(model.depth, model.width).channels >= WIDE
+        flop = self.images_in_all * self.gflop_per_image * 1e9
+        return {machine: flop / rates[wide] / 3600 for machine, rates in MACHINES.items()}
+
+
+@functools.cache
+def _config_file(name: str) -> Any:
+    path = CHECKOUT / "configs" / name
+    if not path.is_file():
+        raise UserError(f"no {path}: experiments need a checkout of the project, with its configs/")
+    return runpy.run_path(str(path))["get_config"]
+
+
+# --- the registry ---------------------------------------------------------------------------------------
+
+# Percent of test images, Table 1: {network: (epochs, {column: (32-bit, 1-bit)})}.
+TABLE1: dict[str, tuple[int, dict[str, tuple[float, float]]]] = {
+    "20-4": (126, {
+        "c10": (5.02, 6.13), "c100": (21.53, 23.87), "c10++": (4.39, 5.34), "c100++": (20.48, 23.74)}),
+    "20-10": (254, {
+        "c10": (4.22, 4.72), "c100": (18.76, 19.35), "c10++": (3.46, 3.92), "c100++": (17.19, 18.51)}),
+    "26-10": (254, {
+        "c10": (4.23, 4.46), "c100": (18.63, 18.94), "c10++": (3.54, 3.41), "c100++": (17.22, 18.50)}),
+    "20-20": (126, {"c100": (18.14, 18.81)}),
+}  # fmt: skip
+# Top-1 and top-5, or top-1 alone: (data, weights, network, epochs, errors).
+TABLE2: tuple[tuple[str, str, str, int, tuple[float, ...]], ...] = (
+    ("svhn", "32bit", "20-4", 30, (1.75,)),
+    ("svhn", "1bit", "20-4", 30, (1.93,)),
+    ("imagenet32", "32bit", "20-4", 30, (46.61, 22.91)),
+    ("imagenet32", "32bit", "20-10", 30, (39.96, 17.89)),
+    ("imagenet32", "32bit", "20-15", 30, (38.90, 17.03)),
+    ("imagenet32", "1bit", "20-4", 30, (56.08, 30.88)),
+    ("imagenet32", "1bit", "20-10", 30, (44.27, 21.09)),
+    ("imagenet32", "1bit", "26-10", 62, (41.36, 18.93)),
+    ("imagenet32", "1bit", "20-15", 30, (41.26, 19.08)),
+    ("imagenet", "32bit", "18-2.5", 62, (26.92, 9.20, 22.99, 6.91)),
+    ("imagenet", "1bit", "18-2.5", 62, (31.03, 11.51, 26.04, 8.48)),
+)
+MNIST = {"32bit": {1: 0.71, 6: 0.28}, "1bit": {1: 0.81, 6: 0.36, 14: 0.27}}
+# 100 minus the accuracies of the released Keras networks, 20-10 with cutout: (batch norm, shifted ReLU).
+KERAS = {
+    "c10": {"32bit": (3.38, 4.34), "1bit": (3.75, 3.48)},
+    "c100": {"32bit": (16.98, 20.63), "1bit": (18.17, 21.59)},
+}
+CYCLE_ENDS = (2, 6, 14, 30, 62, 126, 254)
+# Fig. 5 in numbers: 100 minus the accuracies stored in the released MATLAB files.
+RELEASED_CURVES = {
+    "c10-1bit-20-10-cutout": (26.60, 13.55, 8.46, 5.56, 4.64, 4.32, 3.82),
+    "c100-1bit-20-10-cutout": (68.35, 46.32, 30.68, 23.35, 20.18, 18.88, 17.91),
+}
+ERRORS = ("error", "top5", "error_25_crops", "top5_25_crops")
+
+FILES = {
+    "c10": "cifar10.py",
+    "c100": "cifar100.py",
+    "svhn": "svhn.py",
+    "imagenet32": "imagenet32.py",
+    "imagenet": "imagenet.py",
+    "mnist": "mnist.py",
+    "fashion": "mnist.py",
+    "digits": "digits.py",
+}
+IMAGES = {
+    "c10": 50_000,
+    "c100": 50_000,
+    "svhn": 604_388,
+    "imagenet32": 1_281_167,
+    "imagenet": 1_281_167,
+    "mnist": 60_000,
+}
+
+# The small setting: one network, five cycles, and so few images that with 32 bits it overfits, as those of
+# the paper do; batches of 50, for enough updates. The drops of the step schedule are at thirds of the epochs,
+# as they are in the paper.
+CPU_NETWORK, CPU_IMAGES, CPU_EPOCHS = "8-1", 1_000, 62
+CPU_OVERRIDES = (
+    ("epochs", CPU_EPOCHS),
+    ("batch_size", 50),
+    ("data.train_split", f"train[:{CPU_IMAGES}]"),
+    ("data.test_split", "test[:5000]"),
+)
+
+
+def _full(
+    data: str,
+    weights: str,
+    network: str,
+    epochs: int,
+    tags: Sequence[str],
+    *words: str,
+    errors: Sequence[float] = (),
+) -> Experiment:
+    return Experiment(
+        name="-".join((data, weights.replace("_", "-"), network, *words)),
+        scale="full",
+        file=FILES[data],
+        spec=",".join((network, weights, *words)),
+        overrides=(("epochs", epochs),),
+        images=IMAGES[data],
+        tags=tuple(tags),
+        paper=dict(zip(ERRORS, errors, strict=False)),
+    )
+
+
+def _full_scale() -> Iterator[Experiment]:
+    for weights in ("32bit", "1bit"):
+        for network, (epochs, columns) in TABLE1.items():
+            for column, errors in columns.items():
+                variant = ("cutout",) if column.endswith("++") else ()
+                tags = ["table1", "fig1", "fig5"]
+                if network == "20-4" and not variant:
+                    tags += ["fig7", "rules"] if weights == "1bit" else ["fig7"]
+                error = errors[weights == "1bit"]
+                yield _full(column.rstrip("+"), weights, network, epochs, tags, *variant, errors=(error,))
+    for data, weights, network, epochs, table2 in TABLE2:
+        yield _full(data, weights, network, epochs, ("table2", "fig1"), errors=table2)
+    for weights, by_epoch in MNIST.items():
+        for epochs, error in by_epoch.items():
+            one = _full("mnist", weights, "20-4", epochs, ("mnist", "fig1"), errors=(error,))
+            yield dataclasses.replace(one, name=f"{one.name}-{epochs}epoch" + "s" * (epochs > 1))
+    for weights in ("32bit", "1bit"):  # the schedule of steps needs 254 epochs, its rival gets the same
+        arms: tuple[tuple[str, ...], ...] = ((), ("step",), ("learnbn",), ("step", "learnbn"))
+        for words in arms:
+            one = _full("c100", weights, "20-4", 254, ("fig6",), *words)
+            yield dataclasses.replace(one, name=one.name + "-254epochs")
+        for data in ("c10", "c100"):
+            released = (24.5,) if (data, weights) == ("c100", "1bit") else ()  # 75.5 %, by the released file
+            yield _full(data, weights, "20-4", 126, ("fig7",), "plain", errors=released)
+        yield _full("c10", weights, "20-1", 30, ("small", "fig5"), "cutout")
+    for weights in ("bwn", "bwn_layer", "binaryconnect"):
+        for data in ("c10", "c100"):
+            yield _full(data, weights, "20-4", 126, ("rules",))
+    for data, by_weights in KERAS.items():
+        for weights, (batch_norm, shifted_relu) in by_weights.items():
+            yield _full(data, weights, "20-10", 254, ("nobn",), "cutout", "keras", errors=(batch_norm,))
+            words = ("cutout", "keras", "nobn")
+            one = _full(data, weights, "20-10", 300, ("nobn",), *words, errors=(shifted_relu,))
+            # Its notebooks anneal once, without restarts.
+            yield dataclasses.replace(one, overrides=(*one.overrides, ("schedule.first_cycle", 300)))
+
+
+def _cpu(data: str, weights: str, tags: Sequence[str], *words: str) -> Experiment:
+    overrides: tuple[tuple[str, Any], ...] = CPU_OVERRIDES
+    network: tuple[str, ...] = (CPU_NETWORK,)
+    images = CPU_IMAGES
+    if data == "digits":  # whole, and the network of its config
+        network, overrides, images = (), (), 1_437
+    if "step" in words:
+        overrides += (("schedule.drops", (round(CPU_EPOCHS / 3), round(2 * CPU_EPOCHS / 3))),)
+    return Experiment(
+        name="-".join((data, weights.replace("_", "-"), *words)),
+        scale="cpu",
+        file=FILES[data],
+        spec=",".join((*(("fashion",) if data == "fashion" else ()), *network, weights, *words)),
+        overrides=overrides,
+        images=images,
+        tags=tuple(tags),
+        paper={},
+    )
+
+
+def _cpu_scale() -> Iterator[Experiment]:
+    for data in ("digits", "mnist", "fashion"):
+        for weights in ("32bit", "1bit"):
+            yield _cpu(data, weights, ("fig1", "fig5"))
+    for weights in ("32bit", "1bit"):
+        yield _cpu(
+            "c10", weights, ("fig1", "fig5", "fig6", "fig7", "cutout", *(("rules",) * (weights == "1bit")))
+        )
+        yield _cpu("c10", weights, ("fig1", "fig5", "cutout"), "cutout")
+        yield _cpu("c10", weights, ("fig7",), "plain")
+        for words in (("step",), ("learnbn",), ("step", "learnbn")):
+            yield _cpu("c10", weights, ("fig6",), *words)
+    for weights in ("bwn", "bwn_layer", "binaryconnect"):
+        yield _cpu("c10", weights, ("rules",))
+    for version in ("matlab", "keras"):
+        yield _cpu("c10", "1bit", ("conventions",), version)
+
+
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (*_full_scale(), *_cpu_scale())}
+
+
+class Comparison(NamedTuple):
+    """A claim as a difference of two test errors, ``worse - better``.
+
+    Attributes:
+      tag: the figure or table that it belongs to.
+      claim: in words.
+      worse: name of the experiment that has the larger error if the claim is true; of a claim of no
+        difference the variant.
+      better: name of the other.
+      equal: whether the claim is that the two do not differ.
+      ours: whether it is a question of this project, about which the paper claims nothing.
+    """
+
+    tag: str
+    claim: str
+    worse: str
+    better: str
+    equal: bool = False
+    ours: bool = False
+
+
+def _comparisons() -> Iterator[Comparison]:
+    for name, one in EXPERIMENTS.items():
+        twin = name.replace("-1bit", "-32bit")
+        if "-1bit" in name and twin in EXPERIMENTS and {"fig1", "small"} & set(one.tags):
+            yield Comparison("fig1", "one bit costs something against 32", name, twin)
+    for weights in ("1bit", "32bit"):
+        for start, end in (("c100", "-20-4"), ("c10", "")):
+            epochs = "-254epochs" if end else ""
+            base, step = f"{start}-{weights}{end}", f"{start}-{weights}{end}-step"
+            yield Comparison("fig6", "warm restarts beat steps", step + epochs, base + epochs)
+            yield Comparison(
+                "fig6", "not learning batch norm is better", base + "-learnbn" + epochs, base + epochs
+            )
+            yield Comparison("fig6", "both together are better", step + "-learnbn" + epochs, base + epochs)
+        for base in (f"c10-{weights}-20-4", f"c100-{weights}-20-4", f"c10-{weights}"):
+            yield Comparison("fig7", "residual beats plain", base + "-plain", base)
+    for start, end in (("c10", "-20-4"), ("c100", "-20-4"), ("c10", "")):
+        claim = "BWN works equally well with one scale per layer"  # section 5.2
+        yield Comparison("rules", claim, f"{start}-bwn-layer{end}", f"{start}-bwn{end}", equal=True)
+        for rule in ("bwn", "bwn-layer", "binaryconnect"):
+            claim = f"the constant scale beats {rule}"
+            yield Comparison("rules", claim, f"{start}-{rule}{end}", f"{start}-1bit{end}", ours=True)
+    for version in ("matlab", "keras"):
+        claim = f"the {version} version's choices change nothing"
+        yield Comparison("conventions", claim, f"c10-1bit-{version}", "c10-1bit", equal=True, ours=True)
+    for name in EXPERIMENTS:
+        base = name.removesuffix("-cutout")
+        if base != name and base in EXPERIMENTS:
+            yield Comparison("cutout", "cutout helps", base, name)
+
+
+COMPARISONS: tuple[Comparison, ...] = tuple(_comparisons())
+
+
+def select(names: Iterable[str], scale: str = "full") -> list[Experiment]:
+    """The experiments of a scale that are named, in the order of the registry.
+
+    Args:
+      names: names, or tags (``table1``, ``fig6``); empty for all. A name of the paper's scale means at the
+        scale ``cpu`` the small experiment that asks the same.
+      scale: one of `SCALES`.
+
+    Raises:
+      UserError: an unknown name; the message has the nearest one and where to find the list.
+    """
+    there = [e for e in EXPERIMENTS.values() if e.scale == scale]
+    tags = dict.fromkeys(tag for e in there for tag in e.tags)
+    known = {e.name for e in there}
+    wanted: set[str] = set()
+    for name in names:
+        small = re.sub(r"-\d+-\d+(\.\d+)?(-\d+epochs?)?", "", name)
+        if name in tags:
+            wanted |= {e.name for e in there if name in e.tags}
+        elif name in known:
+            wanted.add(name)
+        elif scale == "cpu" and name in EXPERIMENTS and small in known:
+            wanted.add(small)
+        else:
+            raise UserError(_unknown(name, scale, known | set(tags)))
+    return [e for e in there if not wanted or e.name in wanted]
+
+
+def _unknown(name: str, scale: str, known: set[str]) -> str:
+    groups = ", ".join(sorted(word for word in known if "-" not in word))
+    elsewhere = EXPERIMENTS.get(name)
+    if elsewhere and elsewhere.scale != scale:
+        what = f"experiment {name!r} exists at --scale {elsewhere.scale} only"
+    else:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        what = f"unknown experiment {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    return f"{what}: use a group ({groups}), or a name of `python -m paper list --scale {scale}`"
+
+
+# --- runs on disk ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A workdir of train.py, finished or not.
+
+    Attributes:
+      path: of the workdir.
+      config: flat, field to value, as JSON has them; fields that its version did not have yet have
+        their defaults.
+      summary: content of ``summary.json``; empty for a run that has not finished.
+      records: of ``metrics.jsonl``.
+      environment: content of ``environment.json``, or empty.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    records: Sequence[Record]
+    environment: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.config["seed"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return bool(self.summary)
+
+    @property
+    def epoch(self) -> float:
+        """How far it has come."""
+        return float(max((record["epoch"] for record in self.records if "epoch" in record), default=0))
+
+    def evaluations(self) -> dict[int, Record]:
+        """Test results at the ends of cycles, by epoch."""
+        found = {r["epoch"]: r for r in self.records if r["kind"] == "eval" and r.get("cycle_end")}
+        for epoch, error in self.summary.get("test_error_at_cycle_ends", {}).items():
+            found.setdefault(int(epoch), {"epoch": int(epoch), "error": error})
+        return dict(sorted(found.items()))
+
+    @property
+    def hardware(self) -> str:
+        """Such as ``1 x cpu (AMD EPYC, 2 cores)``."""
+        devices = self.environment.get("devices") or ["?"]
+        text = f"{len(devices)} x {devices[0]}"
+        if self.environment.get("platform", "cpu") == "cpu":
+            processor = " ".join(re.sub(r"\((R|TM)\)", "", self.environment.get("processor", "?")).split())
+            text += f" ({processor}, {self.environment.get('cores', '?')} cores)"
+        return text
+
+    @property
+    def commit(self) -> str:
+        """Of the code that ran."""
+        return str(self.environment.get("commit") or "?")
+
+
+def read_run(path: Path) -> Run:
+    """Reads a workdir.
+
+    Raises:
+      UserError: its files are damaged.
+    """
+
+    def load(name: str) -> dict[str, Any]:
+        file = path / name
+        if not file.exists():
+            return {}
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read ({' '.join(str(error).split())})") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{file} is not what train.py writes")
+        return content
+
+    defaults = dict(configs.flatten(json.loads(configs.to_json(configs.base_config()))))
+    config = {**defaults, **dict(configs.flatten(load("config.json")))}
+    records = [r for r in read_records(path / "metrics.jsonl") if isinstance(r, dict) and "kind" in r]
+    return Run(path, config, load("summary.json"), records, load("environment.json"))
+
+
+def scan(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """All workdirs below some folders, and a line about each that cannot be read.
+
+    Raises:
+      UserError: a root is no folder.
+    """
+    runs, problems = [], []
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"no folder {root}: give one that holds workdirs of train.py")
+        for file in sorted(root.rglob("config.json")):
+            try:
+                runs.append(read_run(file.parent))
+            except UserError as error:
+                problems.append(str(error))
+    return runs, problems
+
+
+# Fields that may differ between an experiment and a run of it; the dtype is reported.
+_FREE = (*configs.FREE_FIELDS, "seed", "epochs", "model.dtype", "eval")
+
+
+@functools.cache
+def _fields(name: str) -> dict[str, Any]:
+    return dict(configs.flatten(json.loads(configs.to_json(EXPERIMENTS[name].config()))))
+
+
+def covers(run: Run, experiment: Experiment) -> bool:
+    """Whether a run is one of an experiment: the same configuration up to the experiment's last epoch.
+
+    With warm restarts a run of 254 epochs is for its first 126 a run of 126: one run gives both rows.
+    """
+    wanted = _fields(experiment.name)
+    for field in wanted.keys() | run.config.keys():
+        free = any(field == f or field.startswith(f + ".") for f in _FREE)
+        if not free and wanted.get(field) != run.config.get(field):
+            return False
+    epochs, longer = wanted["epochs"], run.config["epochs"]
+    if epochs == longer:
+        return True
+    if wanted["schedule.name"] != "sgdr":
+        return False
+    first = wanted["schedule.first_cycle"]
+    ends = cycle_ends(epochs, first)
+    return cycle_ends(longer, first)[: len(ends)] == ends
+
+
+class Measurement(NamedTuple):
+    """The finished part of the runs of an experiment, of one dtype, a run for each seed.
+
+    Attributes:
+      dtype: of the activations.
+      runs: by ascending seed.
+      errors: test errors in percent at the experiment's last epoch, in the same order.
+      top5: top-5 errors.
+      crops: errors with the logits of several crops averaged, of the runs that have them.
+      crops_top5: their top-5 errors.
+    """
+
+    dtype: str
+    runs: list[Run]
+    errors: list[float]
+    top5: list[float]
+    crops: list[float]
+    crops_top5: list[float]
+
+    def by_seed(self) -> dict[int, float]:
+        """Test error by seed."""
+        return {run.seed: error for run, error in zip(self.runs, self.errors, strict=True)}
+
+    def optional(self) -> dict[str, list[float]]:
+        """What only some have, under the names of `ERRORS`: each is empty where no run has it."""
+        return dict(zip(ERRORS[1:], (self.top5, self.crops, self.crops_top5), strict=True))
+
+
+def measure(experiment: Experiment, runs: Iterable[Run]) -> list[Measurement]:
+    """What has been measured of an experiment, by dtype; of two runs of a seed the finished one counts."""
+    last = int(_fields(experiment.name)["epochs"])
+    chosen: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        if last in run.evaluations() and covers(run, experiment):
+            by_seed = chosen.setdefault(str(run.config["model.dtype"]), {})
+            if run.seed not in by_seed or (run.finished and not by_seed[run.seed].finished):
+                by_seed[run.seed] = run
+    found = []
+    for dtype, by_seed in sorted(chosen.items(), reverse=True):
+        ordered = [by_seed[seed] for seed in sorted(by_seed)]
+        results = [run.evaluations()[last] for run in ordered]
+        keys = ("error", "top5_error", "crops_error", "crops_top5_error")
+        found.append(Measurement(dtype, ordered, *([float(r[k]) for r in results if k in r] for k in keys)))
+    return found

@@ -1,0 +1,79 @@
+"""Training runs as processes: start one, wait for a step, read what it has logged."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from binwrn_jax.store.model_folder import load_model
+from binwrn_jax.training.metrics import read_records
+
+ROOT = Path(__file__).parents[1]
+# Tiny, with two whole cycles, a cutout (so that keys matter) and checkpoints between epochs.
+RUN = [
+    "--config=configs/digits.py:8-0.5,1bit,cutout",
+    "--config.epochs=6",
+    "--config.seed=3",
+    "--config.checkpoint.every_steps=10",
+    "--config.log.every_steps=5",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(tmp_path_factory):
+    """The processes of this file run the same programs: the first compiles them for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "train.py", *RUN, f"--workdir={workdir}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(workdir: Path, *arguments: str) -> str:
+    process = start(workdir, *arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Returns when the run has logged that step."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        records = read_records(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").exists() else []
+        if records and records[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError("the run did not get there in five minutes")
+
+
+def assert_same_network(workdir: Path, other: Path) -> None:
+    ours, theirs = load_model(workdir)[0], load_model(other)[0]
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def numbers(workdir: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    timed = ("seconds", "images_per_s", "data_wait")
+    return [
+        {key: value for key, value in record.items() if key not in timed}
+        for record in read_records(workdir / "metrics.jsonl")
+    ]

@@ -1,0 +1,392 @@
+"""The run as a user meets it: real processes, real digits, signals, resuming, bad input."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import ROOT, RUN, assert_same_network, finish, numbers, shared_compilations, start, wait_for_step  # noqa: F401
+
+from binwrn_jax.cli import main as cli
+from binwrn_jax.store import checkpoints
+from binwrn_jax.store.model_folder import load_model
+from binwrn_jax.training.metrics import read_records
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    output = finish(workdir)
+    assert "end of cycle" in output and "done: test error" in output
+    return workdir
+
+
+def test_workdir_holds_what_the_readme_says(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "curves.png",
+        "checkpoints",
+        "model",
+        "model.safetensors",
+    } <= names
+    summary = json.loads((whole / "summary.json").read_text())
+    assert list(summary["test_error_at_cycle_ends"]) == ["2", "6"]
+    assert summary["epochs"] == 6 and summary["steps"] == 6 * 28 and summary["seconds"] > 0
+    assert summary["test_error"] < 30  # chance is 90
+    assert summary["packed_test_error"] == summary["test_error"]
+    assert summary["packed_bytes"] == (whole / "model.safetensors").stat().st_size
+    assert (whole / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    steps = {int(path.name) for path in (whole / "checkpoints").iterdir() if path.name.isdigit()}
+    assert {56, 168} <= steps  # a checkpoint for each cycle's end, and the last two
+    assert len(steps) <= 4
+    environment = json.loads((whole / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+
+
+def test_train_error_of_an_epoch_is_that_of_its_steps(whole):
+    records = numbers(whole)
+    for epoch in (1, 6):
+        steps = [r for r in records if r["kind"] == "train" and epoch - 1 < r["epoch"] <= epoch]
+        ends = [0 if epoch == 1 else (epoch - 1) * 28, *(r["step"] for r in steps)]
+        weighted = np.average([r["error"] for r in steps], weights=np.diff(ends))
+        (record,) = [r for r in records if r["kind"] == "epoch" and r["epoch"] == epoch]
+        assert record["train_error"] == pytest.approx(weighted)
+
+
+def test_kill_9_then_the_same_command_ends_with_the_same_bits(whole, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path, 75)
+    process.kill()
+    process.communicate()
+    logged = read_records(tmp_path / "metrics.jsonl")[-1]["step"]
+    output = finish(tmp_path)
+    resumed = int(re.search(r"resumed at step (\d+)", output)[1])
+    assert 0 < resumed <= logged + 5
+    assert logged - resumed <= 30  # every_steps, and what was being written
+    assert_same_network(tmp_path, whole)
+    strip = [r for r in numbers(tmp_path) if r["kind"] != "train"]
+    assert strip == [r for r in numbers(whole) if r["kind"] != "train"]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signal_saves_first(whole, tmp_path, signum, code):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path, 75)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    stopped = int(re.search(r"at step (\d+), saved", output)[1])
+    assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
+    assert f"resumed at step {stopped}" in finish(tmp_path)
+    assert_same_network(tmp_path, whole)
+
+
+def test_finished_run_is_left_alone(whole):
+    before = (whole / "metrics.jsonl").read_text()
+    assert "resumed at step 168" in finish(whole)
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    """The program in this process: exit code and stderr."""
+    os.chdir(ROOT)
+    code = cli.train_main(["train.py", "--config.devices=1", *arguments], ROOT / "configs" / "digits.py")
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.sed=1"], r"unknown config field 'sed' \(did you mean 'seed'"),
+        (["--config.width=2"], r"did you mean 'model.width'"),
+        (["--config.seed=x"], "invalid literal"),
+        (["--config.seed=-1"], "seed is -1: it must be at least 0"),
+        (["--config.seed=4294967296"], r"it must be below 2\*\*32"),
+        (["--config.model=3"], "not a dict"),
+        (["--config.model.width=nan"], "width nan is no number of channels"),
+        (["--config.model.temperature=nan"], "temperature nan must be positive"),
+        (["--config.schedule.peak=nan"], "schedule.peak is nan"),
+        (["--config.schedule.peak=0.00001"], "schedule.peak is 1e-05 and schedule.floor 0.0001"),
+        (["--config.schedule.floor=-1"], "floor, which is neither negative"),
+        (["--config.schedule.drops=(20,10)"], r"schedule.drops are \(20, 10\): they must be ascending"),
+        (["--config.schedule.rates=(0.1,-1,0.1)"], "schedule.rates are"),
+        (["--config.optimizer.momentum=1"], "momentum is 1.0: it must be from 0 to below 1"),
+        (["--config.optimizer.weight_decay=-1"], "weight_decay is -1.0: it must not be negative"),
+        (["--wrokdir=x"], "workdir"),
+        (["runs"], "unexpected argument 'runs'"),
+        (["--config=configs/nothing.py"], "no config file configs/nothing.py"),
+        (["--config=configs/digits.py:20-4,1bti"], r"unknown spec word '1bti' \(did you mean '1bit'"),
+        (["--config=configs/digits.py:21-4"], "depth 21 is not 6n . 2: use 20 or 26"),
+        (["--config.model.width=0"], "width 0.0 leaves no channel"),
+        (["--config.model.weights=2bit"], "unknown weights '2bit': choose one of 1bit"),
+        (["--config.model.padding=valid"], "unknown padding"),
+        (["--config.model.dtype=float8"], "unknown model.dtype"),
+        (["--config.augmentation=mixup"], "unknown augmentation 'mixup'"),
+        (["--config.data.name=cifar"], "unknown data set 'cifar'.*cifar10"),
+        (["--config.batch_size=2000"], "1437 training images are fewer than one batch of 2000"),
+        (["--config.batch_size=30", "--config.model.ghost_size=7"], "does not divide into ghost groups of 7"),
+        (["--config.devices=99"], "99 devices wanted, but JAX sees"),
+        (["--config.init_from=nowhere"], "no model at nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, arguments, message):
+    workdir = tmp_path / "run"
+    code, error = run(capsys, "--config=configs/digits.py", f"--workdir={workdir}", *arguments)
+    assert code == 2
+    assert re.search(message, error), error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not workdir.exists()
+
+
+def test_a_workdir_that_cannot_be_used(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        code, error = run(capsys, f"--workdir={workdir}")
+        assert code == 2
+        assert error.startswith(f"error: cannot use {workdir} (") and error.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_divergence_stops_the_run(capsys, tmp_path):
+    code, error = run(
+        capsys,
+        "--config=configs/digits.py:8-0.25,32bit,nobn",
+        f"--workdir={tmp_path}",
+        "--config.schedule.peak=1e30",
+        "--config.log.every_steps=5",
+    )
+    assert code == 2
+    assert re.search(r"^error: the training diverged: the loss is \w+ at step \d+;", error), error
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+
+
+def test_batch_must_divide_over_the_devices(capsys, tmp_path):
+    devices = jax.device_count()
+    if devices == 1:
+        pytest.skip("there is one device, over which every batch divides")
+    code, error = run(capsys, f"--workdir={tmp_path}", "--config.batch_size=125", "--config.devices=0")
+    assert code == 2
+    assert f"batch_size 125 does not divide over {devices} devices: use 120 or 128" in error
+
+
+def test_missing_data_without_network_says_what_to_set(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens on the discard port
+    code, error = run(capsys, "--config=configs/cifar100.py", f"--workdir={tmp_path / 'run'}")
+    assert code == 2
+    assert "TFDS_DATA_DIR" in error and "--config.data.dir" in error
+    assert error.rstrip().splitlines()[-1].startswith("error: cifar100 is not prepared")
+
+
+def test_other_settings(capsys, tmp_path):
+    """32-bit weights, running moments, ghost groups, an evaluation each epoch, TensorBoard, a trace."""
+    code, error = run(
+        capsys,
+        "--config=configs/digits.py:8-0.25,32bit,step",
+        f"--workdir={tmp_path}",
+        "--config.epochs=3",
+        "--config.schedule.drops=(2,)",
+        "--config.schedule.rates=(0.1,0.01)",
+        "--config.moments=running",
+        "--config.model.ghost_size=25",
+        "--config.eval.every_epoch=true",
+        "--config.log.tensorboard=true",
+        "--config.profile=true",
+    )
+    assert code == 0, error
+    assert list((tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb"))
+    tests = [record for record in numbers(tmp_path) if record["kind"] == "eval"]
+    assert [(r["epoch"], r["cycle_end"]) for r in tests] == [(1, False), (2, True), (3, True)]
+    rates = {r["epoch"]: r["learning_rate"] for r in numbers(tmp_path) if r["kind"] == "train"}
+    assert rates[2.0] == pytest.approx(0.1) and rates[3.0] == pytest.approx(0.01)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert not (tmp_path / "model.safetensors").exists()  # 32-bit weights are not packed
+
+
+def copy_of(whole: Path, tmp_path: Path) -> Path:
+    subprocess.run(["cp", "-r", str(whole), str(tmp_path / "copy")], check=True)
+    return tmp_path / "copy"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_workdir_of_another_config_names_the_fields(capsys, whole, tmp_path):
+    workdir = copy_of(whole, tmp_path)
+    before = snapshot(workdir)
+    code, error = run(capsys, *RUN, f"--workdir={workdir}", "--config.seed=4", "--config.model.width=0.25")
+    assert code == 2
+    assert "another config (model.width: 0.5 -> 0.25; seed: 3 -> 4)" in error
+    assert snapshot(workdir) == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b'{"kind": "train"}\n', b"[1]\n"])
+def test_a_lost_log_does_not_stop_the_run(capsys, whole, tmp_path, content):
+    workdir = copy_of(whole, tmp_path)
+    (workdir / "metrics.jsonl").unlink()
+    if content is not None:
+        (workdir / "metrics.jsonl").write_bytes(content)
+    code, error = run(capsys, *RUN, f"--workdir={workdir}")
+    assert code == 0, error
+    summary, before = (json.loads((w / "summary.json").read_text()) for w in (workdir, whole))
+    assert summary["test_error"] == before["test_error"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+def test_damaged_config_json(capsys, whole, tmp_path, content):
+    workdir = copy_of(whole, tmp_path)
+    (workdir / "config.json").write_text(content)
+    code, error = run(capsys, *RUN, f"--workdir={workdir}")
+    assert code == 2 and error.count("\n") == 1
+    assert "config.json is damaged: restore it" in error
+
+
+def test_corrupt_checkpoint_is_named_and_kept(capsys, whole, tmp_path):
+    workdir = copy_of(whole, tmp_path)
+    for path in (workdir / "checkpoints" / "168").rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[:50])
+    before = snapshot(workdir)
+    code, error = run(capsys, *RUN, f"--workdir={workdir}")
+    assert code == 2 and error.count("\n") == 1, error
+    assert re.search(r"checkpoint .*/168 cannot be read .*: delete this folder to resume", error), error
+    after = snapshot(workdir)
+    assert {k: v for k, v in after.items() if k in before} == before
+    # And the remedy works; in a process of its own as the run was: eight devices convolve in another way.
+    subprocess.run(["rm", "-r", str(workdir / "checkpoints" / "168")], check=True)
+    finish(workdir)
+    assert_same_network(workdir, whole)
+
+
+def test_foreign_files_among_the_checkpoints(capsys, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "thesis.tex").write_text("all of it")
+    code, error = run(capsys, f"--workdir={tmp_path}")
+    assert code == 2
+    assert "has checkpoints but no config.json" in error
+    assert (tmp_path / "checkpoints" / "thesis.tex").read_text() == "all of it"
+
+
+def test_a_folder_with_files_of_our_names(capsys, tmp_path):
+    (tmp_path / "model").write_text("3D")
+    code, error = run(capsys, f"--workdir={tmp_path}")
+    assert code == 2
+    assert "has model but no config.json" in error
+    assert (tmp_path / "model").read_text() == "3D"
+
+
+def test_two_runs_in_one_folder(capsys, tmp_path):
+    process = start(tmp_path)
+    try:
+        wait_for_step(process, tmp_path, 5)
+        code, error = run(capsys, *RUN, f"--workdir={tmp_path}")
+        assert code == 2 and "another run is using" in error
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_resumes_on_another_number_of_devices(capsys, whole, tmp_path):
+    if jax.device_count() == 1:
+        pytest.skip("there is one device only")
+    workdir = copy_of(whole, tmp_path)
+    subprocess.run(["rm", "-r", str(workdir / "checkpoints" / "168")], check=True)
+    assert run(capsys, *RUN, "--config.devices=2", f"--workdir={workdir}")[0] == 0
+    ours, theirs = (
+        np.concatenate([x.ravel() for x in jax.tree.leaves(load_model(w)[0])]) for w in (workdir, whole)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02)
+
+
+def test_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
+    real = os.statvfs
+
+    def full(path):
+        values = list(real(path))
+        values[4] = 10  # f_bavail
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(os, "statvfs", full)
+    code, error = run(capsys, f"--workdir={tmp_path}")
+    assert code == 2 and error.startswith("error: disk full") and error.count("\n") == 1
+
+
+def test_full_disk_is_recognised_wherever_it_comes_from(capsys):
+    def write() -> int:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+        return 0
+
+    def write_deep() -> int:
+        try:
+            return write()
+        except OSError as error:
+            raise RuntimeError("the background thread failed") from error
+
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    for program in (write, write_deep):
+        assert cli.guarded(program) == 2
+        assert capsys.readouterr().err.startswith("error: disk full")
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    variables = {"params": {"conv0": {"kernel": np.zeros((1, 1, 1, 2), np.float32)}}}
+    checkpoints.save_model(tmp_path / "model", variables, {"epoch": 1})
+    before = snapshot(tmp_path)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save_model(tmp_path / "model", variables, {"epoch": 2})
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: VERB; see binwrn --help"),
+        (["evalute", "x"], "unknown verb 'evalute' (did you mean 'evaluate'?): the verbs are import, "),
+        (["--json", "evaluate"], "see binwrn --help"),
+        (["evaluate", "x"], "the following arguments are required: --dataset; see binwrn evaluate --help"),
+        (["export", "x", "--format", "tflite", "--output", "y"], "invalid choice: 'tflite'"),
+        (["evaluate", "x", "--dataset", "digits", "--limit", "all"], "--limit: invalid int value: 'all'"),
+    ],
+)
+def test_wrong_arguments_of_binwrn_are_one_line(capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_help_shows_the_fields(capsys):
+    assert cli.train_main(["train.py", "--help"], ROOT / "configs" / "digits.py") == 0
+    output = capsys.readouterr().out
+    assert "--workdir" in output and '"weight_decay": 0.0005' in output
+
+
+def test_nothing_imports_tensorflow_or_touches_a_device():
+    code = (
+        "import sys, binwrn_jax, binwrn_jax.cli, jax; from jax._src import xla_bridge;"
+        "assert 'tensorflow' not in sys.modules and 'orbax.checkpoint' not in sys.modules;"
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
