@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from binwrn_jax.cli import main as cli
 from binwrn_jax.training.config import check, to_json
 from binwrn_jax.training.metrics import read_records
 from binwrn_jax.training.schedules import cycle_ends
@@ -21,7 +20,7 @@ from paper.experiments import COMPARISONS, EXPERIMENTS, Experiment, covers, meas
 from paper.report import Difference
 
 ROOT = Path(__file__).parents[2]
-RUNS = ROOT / "docs" / "results" / "runs"
+RUNS = ROOT / "paper" / "results" / "runs"
 # Seconds to train.
 TINY = Experiment(
     name="tiny",
