@@ -1,4 +1,4 @@
-"""The walls of the house: imports point downwards, nothing goes in a circle, functions and files stay short."""
+"""The walls of the house: imports point downwards, none in a circle; functions and files stay short."""
 
 import ast
 import graphlib
@@ -109,7 +109,7 @@ def test_the_package_itself_is_imported_by_no_room_but_for_its_version():
 def test_no_import_goes_in_a_circle():
     files: dict[str, set[str]] = {}
     for module, target in EDGES:
-        # A module needs the __init__ of its own folder, which may import it in turn: that is no circle of files.
+        # A module needs the __init__ of its own folder, which may import it in turn.
         if not module.startswith(target + "."):
             files.setdefault(module, set()).add(target)
     list(graphlib.TopologicalSorter(files).static_order())  # raises CycleError
