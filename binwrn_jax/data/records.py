@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from binwrn_jax.errors import UserError
+from binwrn_jax.system.cache import user_cache
 
 
 class Shard(NamedTuple):
@@ -160,10 +161,9 @@ def _offsets(filenames: Sequence[str], cache: bool) -> list[np.ndarray]:
     paths = [epath.Path(name) for name in filenames]
     sizes = [path.stat().length for path in paths]
     key = hashlib.sha256(repr([(p.name, s) for p, s in zip(paths, sizes, strict=True)]).encode()).hexdigest()
-    user = epath.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     places = [
         paths[0].parent / f".binwrn-offsets-{key[:16]}.npz",
-        user / "binwrn_jax" / "offsets" / f"{key[:32]}.npz",
+        epath.Path(user_cache("offsets") / f"{key[:32]}.npz"),
     ]
     for place in places if cache else ():
         with (

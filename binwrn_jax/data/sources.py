@@ -34,6 +34,7 @@ import numpy as np
 from binwrn_jax.data import jpeg as imagenet
 from binwrn_jax.data.records import Records, allow_open_files, open_records, parse
 from binwrn_jax.errors import UserError
+from binwrn_jax.system.cache import user_cache
 
 # tensorflow_datasets takes most of a second to import: only the functions that need it import it.
 
@@ -256,8 +257,7 @@ def prepare(
 def _data_root(spec: DatasetSpec, data_dir: str | None) -> str:
     """The folder that holds `<tfds name>/<version>/`."""
     if spec.name == "digits":
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        return os.path.join(cache, "binwrn_jax", "tfds")
+        return str(user_cache("tfds"))
     # Read now: TFDS reads the variable only once, when it is imported.
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return os.path.expanduser(root)

@@ -266,7 +266,7 @@ SUM = 2 * 4 * 3 * (22 * 22)  # each axis sees 3 pixels in 6 windows, 2 in two
     ("variables", "message"),
     [
         ({"CXX": "no-such-compiler"}, "CXX=no-such-compiler is no program"),
-        ({"CXX": "false"}, "the C++ compiler"),
+        ({"CXX": "false"}, "the compiler /"),
         ({"XDG_CACHE_HOME": "/proc/none"}, "No such file"),
     ],
 )

@@ -11,13 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
@@ -26,6 +20,7 @@ import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.errors import UserError
+from binwrn_jax.system import compiled
 
 FOLDER = Path(__file__).parent
 SOURCES = tuple(
@@ -37,6 +32,10 @@ SOURCES = tuple(
 )
 FLAGS = ("-std=c99", "-O3", "-fPIC", "-fvisibility=hidden", "-shared")
 LIBRARIES = ("-lm", "-lpthread")
+FUNCTIONS = (
+    *("binwrn_load_file", "binwrn_load_memory", "binwrn_describe"),
+    *("binwrn_run", "binwrn_free", "binwrn_error_name"),
+)
 KERNELS = ("avx512", "avx2", "neon", "plain")
 _MESSAGE_BYTES = 160
 _ERROR_ARGUMENT = 5
@@ -154,13 +153,7 @@ def open_native(path: str | Path) -> NativeModel:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    path = build()
-    try:
-        library = ctypes.CDLL(str(path.absolute()))
-    except OSError as error:  # a damaged file, or a folder whose programs the system does not run
-        raise UserError(
-            f"cannot load {path} ({error}): delete it, or set XDG_CACHE_HOME to a folder on another disk"
-        ) from error
+    library = compiled.load(_description())
     pointer = ctypes.c_void_p
     library.binwrn_load_file.argtypes = [
         ctypes.c_char_p,
@@ -183,69 +176,35 @@ def find_compiler() -> str:
     Raises:
       UserError: there is none.
     """
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
-    for name in names:
-        if found := shutil.which(name):
-            return found
-    missing = f"CC={names[0]} is no program" if len(names) == 1 else "there is none"
+    if found := compiled.find_compiler("CC", ("cc", "gcc", "clang")):
+        return found
+    chosen = os.environ.get("CC")
+    missing = f"CC={chosen} is no program" if chosen else "there is none"
     raise UserError(
         f"the native runtime needs a C compiler, and {missing}: install gcc or clang "
         "(Debian: apt install gcc libc6-dev), or use another --runtime"
     )
 
 
+def _description() -> compiled.Library:
+    return compiled.Library(
+        title="the native runtime",
+        name="native",
+        compiler=find_compiler(),
+        arguments=(*FLAGS, *(str(FOLDER / name) for name in SOURCES), *LIBRARIES),
+        inputs=(*FOLDER.glob("*.h"), *(FOLDER / name for name in SOURCES)),
+        versions=(),
+        symbols=FUNCTIONS,
+    )
+
+
 def build(folder: str | Path | None = None) -> Path:
     """Compiles the shared library unless it is there already.
-
-    Its name is made of the sources, the compiler's version, the flags and the machine, so a change of any
-    of them compiles anew. The file appears at once: processes may build side by side.
 
     Args:
       folder: to keep it in; None for the cache.
 
     Raises:
-      UserError: no compiler, it fails, or the folder cannot be written.
+      UserError: no compiler, it fails, or the folder cannot be written; see `binwrn_jax.system.compiled`.
     """
-    compiler = find_compiler()
-    if folder is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(cache) / "binwrn_jax" / "native"
-    folder = Path(folder)
-    try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"the C compiler {compiler} does not run ({error})") from error
-    digest = hashlib.sha256(version)
-    for part in (*FLAGS, *LIBRARIES, compiler, sys.platform, platform.machine()):
-        digest.update(part.encode() + b"\0")
-    for path in sorted([*FOLDER.glob("*.h"), *(FOLDER / name for name in SOURCES)]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    library = folder / f"binwrn-{digest.hexdigest()[:24]}.so"
-    if library.exists():
-        return library
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
-            made = Path(scratch) / "binwrn.so"
-            command = [
-                compiler,
-                *FLAGS,
-                *(str(FOLDER / name) for name in SOURCES),
-                "-o",
-                str(made),
-                *LIBRARIES,
-            ]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                reason = next(
-                    (line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200]
-                )
-                raise UserError(
-                    f"the C compiler {compiler} cannot build the native runtime: {reason.strip()}"
-                )
-            os.replace(made, library)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"
-        ) from error
-    return library
+    return compiled.build(_description(), None if folder is None else Path(folder))

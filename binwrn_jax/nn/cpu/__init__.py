@@ -10,15 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib.metadata
 import logging
 import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from binwrn_jax.errors import UserError
+from binwrn_jax.system import compiled
 
 FOLDER = Path(__file__).parent
 SOURCES = ("convolution.cc", "pooling.cc", "statistics.cc")
@@ -50,10 +47,6 @@ Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _log = logging.getLogger("binwrn_jax")
-
-
-class _Unavailable(Exception):
-    """Why there is no oneDNN here, in one line."""
 
 
 def conv_forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:
@@ -141,13 +134,13 @@ def available(dtype: Any = jnp.float32) -> bool:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(build()))
-        for name in CALLS:
-            function = jax.ffi.pycapsule(getattr(library, f"binwrn_{name}"))
-            jax.ffi.register_ffi_target(f"binwrn_{name}", function, platform="cpu")
-    except (_Unavailable, OSError) as reason:
+        library = compiled.load(_description())
+    except UserError as reason:
         _log.info("all by XLA, without oneDNN, which is slower: %s", reason)
         return None
+    for name in CALLS:
+        function = jax.ffi.pycapsule(getattr(library, f"binwrn_{name}"))
+        jax.ffi.register_ffi_target(f"binwrn_{name}", function, platform="cpu")
     return library
 
 
@@ -164,55 +157,33 @@ def _folder_of(wheel: str) -> Path | None:
     return None
 
 
-def build() -> Path:
-    """Compiles the shared library unless it is there already, and gives its path.
+def _description() -> compiled.Library:
+    """How the library is made.
 
-    Its name is made of the sources, the libraries' versions, the compiler and its flags, so a change of any
-    of them compiles anew. The file appears at once: processes may build side by side.
+    Raises:
+      UserError: there is no C++ compiler.
     """
-    name = os.environ.get("CXX")
-    compiler = next(
-        (found for c in ([name] if name else ["c++", "g++", "clang++"]) if (found := shutil.which(c))), None
-    )
+    compiler = compiled.find_compiler("CXX", ("c++", "g++", "clang++"))
     if compiler is None:
-        raise _Unavailable(
-            f"CXX={name} is no program" if name else "no C++ compiler (Debian: apt install g++)"
+        chosen = os.environ.get("CXX")
+        raise UserError(
+            f"CXX={chosen} is no program" if chosen else "no C++ compiler (Debian: apt install g++)"
         )
     headers, libraries = (_folder_of(wheel) for wheel in WHEELS)
     versions = [jax.__version__]
     arguments = [*FLAGS, "-isystem", jax.ffi.include_dir(), *(str(FOLDER / name) for name in SOURCES)]
     if headers and libraries:
         versions += [importlib.metadata.version(wheel) for wheel in WHEELS]
-        arguments += [
-            "-isystem",
-            str(headers),
-            str(libraries / WHEELS["onednn-cpu-gomp"]),
-            f"-Wl,-rpath,{libraries}",
-        ]
+        library = libraries / WHEELS["onednn-cpu-gomp"]
+        arguments += ["-isystem", str(headers), str(library), f"-Wl,-rpath,{libraries}"]
     else:
         arguments += ["-ldnnl"]
-    try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-        digest = hashlib.sha256(version)
-        for path in sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cc")]):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        for part in (compiler, *arguments, *versions, sys.platform, platform.machine()):
-            digest.update(part.encode() + b"\0")
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(cache) / "binwrn_jax" / "cpu"
-        library = folder / f"calls-{digest.hexdigest()[:24]}.so"
-        if library.exists():
-            return library
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
-            made = Path(scratch) / "calls.so"
-            result = subprocess.run([compiler, *arguments, "-o", str(made)], capture_output=True, text=True)
-            if result.returncode:
-                lines = [line for line in result.stderr.splitlines() if "error" in line]
-                raise _Unavailable(
-                    (lines or result.stderr.splitlines() or ["the C++ compiler fails"])[0].strip()
-                )
-            os.replace(made, library)
-    except subprocess.CalledProcessError as error:
-        raise _Unavailable(f"the C++ compiler {compiler} does not run ({error})") from error
-    return library
+    return compiled.Library(
+        title="the library that calls oneDNN",
+        name="cpu",
+        compiler=compiler,
+        arguments=tuple(arguments),
+        inputs=(*FOLDER.glob("*.h"), *FOLDER.glob("*.cc")),
+        versions=tuple(versions),
+        symbols=(*(f"binwrn_{name}" for name in CALLS), "binwrn_multiplies_bfloat16"),
+    )

@@ -1,0 +1,1 @@
+"""What every room needs of this computer: the user's cache folder, libraries compiled here."""
