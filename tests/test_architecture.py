@@ -13,6 +13,7 @@ PACKAGE = ROOT / "binwrn_jax"
 # From the bottom up. A room imports rooms of lower floors only; rooms of one floor never import each other.
 FLOORS = (
     ("errors",),
+    ("system",),
     ("nn", "parallel"),
     ("graph", "data", "store"),
     ("hub", "evaluation"),
