@@ -18,9 +18,9 @@ import numpy as np
 from common import markdown
 
 from binwrn_jax.data.sources import dataset_spec
-from binwrn_jax.graph import cost
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
+from binwrn_jax.preflight.collectives import collectives
 from binwrn_jax.training import config as configs
 from binwrn_jax.training.state import init_state
 from binwrn_jax.training.step import jit_train_step
@@ -63,7 +63,7 @@ def main() -> None:
         for devices in arguments.devices:
             mesh = sharding.make_mesh(devices)
             step = jit_train_step(config, model, optimizer, mesh, 100, spec.streamed)
-            sent = cost.collectives(step.lower(state, inputs).compile().as_text())
+            sent = collectives(step.lower(state, inputs).compile().as_text())
             gradients = [c for c in sent if c.kind == "all-reduce" and "conv" in c.source]
             statistics = [c for c in sent if "/bn" in c.source and c not in gradients]
             other = [c for c in sent if c not in gradients and c not in statistics]

@@ -28,6 +28,7 @@ from binwrn_jax.nn.operations import portable
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
 from binwrn_jax.parallel.hardware import Peak, peak
+from binwrn_jax.preflight.collectives import Collective, collectives
 from binwrn_jax.training import config as configs
 from binwrn_jax.training.state import TrainState, init_state
 from binwrn_jax.training.step import jit_train_step
@@ -251,7 +252,7 @@ class Compiled(NamedTuple):
     memory: dict[str, int]
     flops: float
     bytes: float
-    collectives: list[cost.Collective]
+    collectives: list[Collective]
     seconds: float
 
 
@@ -295,13 +296,13 @@ def compile_step(config: ConfigDict, devices: list[jax.Device], effort: float = 
     memory["peak"] = sum(memory.values())
     counts = program.cost_analysis() or {}
     # XLA counts the operations of a loop's body once: that of the micro-batches is nearly all there is.
-    # What is in it, `cost.collectives` sees.
+    # What is in it, `collectives` sees.
     repeats = config.accumulate
     return Compiled(
         memory,
         repeats * counts.get("flops", 0.0),
         repeats * counts.get("bytes accessed", 0.0),
-        cost.collectives(program.as_text(), rounds=repeats),
+        collectives(program.as_text(), rounds=repeats),
         seconds,
     )
 
@@ -374,7 +375,7 @@ def fitting_batch(
     return None
 
 
-def collective_seconds(found: Iterable[cost.Collective], devices: int, links: float) -> float:
+def collective_seconds(found: Iterable[Collective], devices: int, links: float) -> float:
     """Least time of communications, each device sending ``links`` bytes per second over all its links.
 
     A ring all-reduce of B bytes over n devices sends 2 B (n - 1) / n from each; an all-gather (B bytes of
@@ -406,7 +407,7 @@ class Roofline(NamedTuple):
 
 
 def roofline(
-    flops: float, moved: float, sent: Iterable[cost.Collective], devices: int, top: Peak, dtype: str
+    flops: float, moved: float, sent: Iterable[Collective], devices: int, top: Peak, dtype: str
 ) -> Roofline:
     """Bounds from one device's peaks.
 
@@ -425,7 +426,7 @@ def roofline(
     )
 
 
-def by_kind(found: Iterable[cost.Collective]) -> list[dict[str, Any]]:
+def by_kind(found: Iterable[Collective]) -> list[dict[str, Any]]:
     """Counts and bytes of communications per step, one entry per kind."""
     totals: dict[str, list[int]] = {}
     for collective in found:
@@ -435,7 +436,7 @@ def by_kind(found: Iterable[cost.Collective]) -> list[dict[str, Any]]:
     return [{"kind": kind, "count": count, "bytes": total} for kind, (count, total) in sorted(totals.items())]
 
 
-def activations_travel(found: Iterable[cost.Collective]) -> bool:
+def activations_travel(found: Iterable[Collective]) -> bool:
     """Whether more than gradients and moments goes between devices: these are summed, images are moved."""
     found = list(found)
     moved = sum(c.times * c.bytes for c in found if c.kind != "all-reduce")

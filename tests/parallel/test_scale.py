@@ -9,8 +9,8 @@ import pytest
 from oracles import distance
 
 from binwrn_jax import UserError, WideResNet, init_state, make_mesh, make_train_step, sgd, sgdr
-from binwrn_jax.graph.cost import collectives
 from binwrn_jax.parallel import sharding
+from binwrn_jax.preflight.collectives import collectives
 
 BATCH = 64
 SHAPE = (32, 32, 3)

@@ -14,9 +14,10 @@ from binwrn_jax import UserError
 from binwrn_jax.cli.main import main
 from binwrn_jax.cli.preflight import lines
 from binwrn_jax.data.sources import DATASETS, dataset_spec
-from binwrn_jax.graph.cost import Collective, training_flops
+from binwrn_jax.graph.cost import training_flops
 from binwrn_jax.parallel import hardware
 from binwrn_jax.parallel.sharding import make_mesh
+from binwrn_jax.preflight.collectives import Collective
 from binwrn_jax.preflight.compile import (
     SPLIT_IMAGES,
     OutOfMemory,
