@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.wide_resnet import WideResNet
@@ -30,7 +31,7 @@ def default_fields() -> dict[str, Any]:
     }
 
 
-def create_network(fields: Mapping[str, Any], num_classes: int) -> WideResNet:
+def create_network(fields: Mapping[str, Any] | ConfigDict, num_classes: int) -> WideResNet:
     """The network that the ``model`` fields describe.
 
     Raises:
