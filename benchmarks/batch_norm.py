@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import machine, markdown, spread, timed
 
-from binwrn_jax.cli.allocator import keep_memory
+from binwrn_jax.cli.allocator import retain_freed_memory
 from binwrn_jax.nn import layers, operations
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the gradient's norm
@@ -90,7 +90,7 @@ def measure(shape: tuple[int, ...], dtype: str, rounds: int, sample: float) -> d
 
 
 def main() -> None:
-    keep_memory()  # as train.py does
+    retain_freed_memory()  # as train.py does
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -47,10 +47,10 @@ class Ours:
         import jax.numpy as jnp
         from peers.arrays import arrays
 
-        from binwrn_jax.cli.allocator import keep_memory
+        from binwrn_jax.cli.allocator import retain_freed_memory
         from binwrn_jax.nn import cpu, operations
 
-        keep_memory()  # as train.py does
+        retain_freed_memory()  # as train.py does
         self._jax = jax
         x, kernel, g = (jnp.asarray(a, setting["dtype"]) for a in arrays(setting))
         strides, pads = (setting["stride"],) * 2, ((1, 1), (1, 1))

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 from common import machine, markdown, process_mb, spread
 
-from binwrn_jax.cli.allocator import keep_memory
+from binwrn_jax.cli.allocator import retain_freed_memory
 from binwrn_jax.data.sources import dataset_spec
 from binwrn_jax.data.streamed import open_data
 from binwrn_jax.nn.registry import create_network
@@ -161,7 +161,7 @@ def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    keep_memory()  # as train.py does
+    retain_freed_memory()  # as train.py does
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -56,10 +56,10 @@ class Ours:
     def __init__(self, setting: dict[str, Any]) -> None:
         import jax
 
-        from binwrn_jax.cli.allocator import keep_memory
+        from binwrn_jax.cli.allocator import retain_freed_memory
         from binwrn_jax.parallel import sharding
 
-        keep_memory()  # as train.py does
+        retain_freed_memory()  # as train.py does
         self.setting, self.jax = setting, jax
         self.config = network_config(setting)
         self.mesh = sharding.make_mesh(1)

@@ -2,61 +2,50 @@
 
 The method of M. D. McDonnell, "Training wide residual networks for deployment using a single bit
 for each weight" (ICLR 2018). What a notebook needs is importable from here; see docs/tour.ipynb.
-Orbax, TFDS and matplotlib are imported where they are used, not by ``import binwrn_jax``.
+Each name is imported from its module at its first use: ``import binwrn_jax`` alone loads no JAX.
 """
 
-from binwrn_jax.data.on_device import DeviceData, epoch_order
-from binwrn_jax.data.sources import Arrays, load
-from binwrn_jax.deploy.packed import load_packed
-from binwrn_jax.errors import UserError
-from binwrn_jax.evaluation import cross_entropy, evaluate, make_eval_step, metric_sums
-from binwrn_jax.nn import BatchNorm, BinaryConv, WideResNet
-from binwrn_jax.nn.rules import RULES, binarize, he_scale, sign
-from binwrn_jax.parallel.sharding import make_mesh
-from binwrn_jax.store.model_folder import load_model, save_model
-from binwrn_jax.training.augment import AUGMENTATIONS, augment
-from binwrn_jax.training.config import base_config
-from binwrn_jax.training.loop import train
-from binwrn_jax.training.moments import dataset_moments
-from binwrn_jax.training.optimizer import sgd
-from binwrn_jax.training.schedules import cycle_ends, sgdr, step_decay
-from binwrn_jax.training.state import TrainState, init_state
-from binwrn_jax.training.step import make_moments_step, make_train_step
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AUGMENTATIONS",
-    "RULES",
-    "Arrays",
-    "BatchNorm",
-    "BinaryConv",
-    "DeviceData",
-    "TrainState",
-    "UserError",
-    "WideResNet",
-    "augment",
-    "base_config",
-    "binarize",
-    "cross_entropy",
-    "cycle_ends",
-    "dataset_moments",
-    "epoch_order",
-    "evaluate",
-    "he_scale",
-    "init_state",
-    "load",
-    "load_model",
-    "load_packed",
-    "make_eval_step",
-    "make_mesh",
-    "make_moments_step",
-    "make_train_step",
-    "metric_sums",
-    "save_model",
-    "sgd",
-    "sgdr",
-    "sign",
-    "step_decay",
-    "train",
-]
+# The public names by the module that has them; __init__.pyi says the same to type checkers.
+_MODULES = {
+    "data.on_device": ("DeviceData", "epoch_order"),
+    "data.sources": ("Arrays", "load"),
+    "deploy.formats": ("open_model",),
+    "deploy.packed": ("load_packed",),
+    "errors": ("UserError",),
+    "evaluation": ("cross_entropy", "evaluate", "make_eval_step", "metric_sums"),
+    "nn.layers": ("BatchNorm", "BinaryConv"),
+    "nn.rules": ("RULES", "binarize", "he_scale", "sign"),
+    "nn.wide_resnet": ("WideResNet",),
+    "parallel.sharding": ("make_mesh",),
+    "store.model_folder": ("load_model", "save_model"),
+    "training.augment": ("AUGMENTATIONS", "augment"),
+    "training.config": ("base_config",),
+    "training.loop": ("train",),
+    "training.moments": ("dataset_moments",),
+    "training.optimizer": ("sgd",),
+    "training.schedules": ("cycle_ends", "sgdr", "step_decay"),
+    "training.state": ("TrainState", "init_state"),
+    "training.step": ("make_moments_step", "make_train_step"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'binwrn_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"binwrn_jax.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,13 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from binwrn_jax.cli.main import Parser, guarded
+from binwrn_jax.cli.handler import guarded, take_debug
+from binwrn_jax.cli.main import Parser
 from paper import runs
 from paper.report import REPORT_FILE, write_report
 
 
 def main(argv: list[str] | None = None) -> int:
     """The program; returns the exit code."""
+    words, debug = take_debug(sys.argv[1:] if argv is None else argv)
 
     def program() -> int:
         parser = Parser(prog="python -m paper", description=__doc__.partition(": ")[2])
@@ -26,10 +28,10 @@ def main(argv: list[str] | None = None) -> int:
         report.add_argument(
             "--keep-runs", action="store_true", help="copy the runs without their networks to DIR/runs"
         )
-        arguments = parser.parse_args(argv)
+        arguments = parser.parse_args(words)
         return _report(arguments) if arguments.action == "report" else runs.run(arguments)
 
-    return guarded(program)
+    return guarded(program, debug)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -187,7 +187,7 @@ def test_up_creates_sets_up_and_launches_what_exists(tools, machine):
     words = words[words.index("train.py") :]
     assert "gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 my-bucket /mnt/binwrn;" in mount
     assert "--workdir=/mnt/binwrn/runs/imagenet" in words
-    config, _, _ = parse_flags(words, ROOT / "configs" / "digits.py")
+    config, *_ = parse_flags(words, ROOT / "configs" / "digits.py")
     configs.check(config)
     topology = re.search(r"--topology (\S+)", machine.read_text())[1]
     shape = topology.split(":")[1].split("x")
@@ -200,7 +200,10 @@ def test_up_creates_sets_up_and_launches_what_exists(tools, machine):
     # The line to try it with is the same run.
     preflight = re.search(r"# binwrn preflight (.*)", machine.read_text())[1]
     flags = shlex.split(preflight.replace(f"--topology {topology}", ""))
-    assert parse_flags(["preflight", *flags], ROOT / "configs" / "digits.py")[0].to_dict() == config.to_dict()
+    assert (
+        parse_flags(["preflight", *flags], ROOT / "configs" / "digits.py").config.to_dict()
+        == config.to_dict()
+    )
 
 
 def test_a_bucket_is_no_workdir():
@@ -432,7 +435,7 @@ def test_no_activation_leaves_its_gpu(tools, script):
     """The default batch and groups of batch norm on the default number of GPUs."""
     printed = commands(call(tools, script, "launch", "--dry-run").stdout)[-1]
     (flags,) = (word.partition("=")[2] for word in printed if word.startswith("FLAGS="))
-    config, _, _ = parse_flags(
+    config, *_ = parse_flags(
         ["train.py", f"--config={ROOT}/configs/imagenet.py", *flags.split()], ROOT / "configs" / "digits.py"
     )
     configs.check(config)
@@ -445,6 +448,6 @@ def test_no_activation_leaves_its_gpu(tools, script):
     # The line of the README to try it with is the same run.
     preflight = re.search(r"`binwrn preflight (.*) --topology cuda:h100x16 (.*)`", README)
     words = " ".join(preflight.groups()).split()
-    tried, _, _ = parse_flags(["preflight", *words], ROOT / "configs" / "digits.py")
+    tried, *_ = parse_flags(["preflight", *words], ROOT / "configs" / "digits.py")
     assert tried.to_dict() == config.to_dict()
     assert f"FLAGS: {flags}\n" in (FOLDER / "sky.yaml").read_text()

@@ -1,1 +1,1 @@
-"""The command lines: ``train.py`` and ``binwrn VERB``."""
+"""The command lines: ``binwrn VERB``, of which ``train.py`` is the verb ``train``."""

@@ -12,7 +12,7 @@ import sys
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def keep_memory() -> bool:
+def retain_freed_memory() -> bool:
     """Has this process keep the memory that it frees, for the next allocation.
 
     XLA allocates a step's activations anew at each step on a CPU. glibc takes so much from the system and

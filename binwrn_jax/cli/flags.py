@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -14,18 +15,65 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.parallel.processes import Processes
 from binwrn_jax.training.config import flatten, nearest_field
 
-USAGE = """usage: python train.py [--config=configs/FILE.py[:SPEC]] [--workdir=DIR] [--config.FIELD=VALUE ...]
+USAGE = """usage: binwrn train [--config=NAME[:SPEC]] [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-Trains one network and evaluates it; the same command again resumes.
+Trains one network and evaluates it; the same command again resumes. `python train.py` is the same.
 
-  --config       a file of configs/, by default configs/digits.py; after a colon words separated by
-                 commas, such as cifar10.py:20-4,1bit,cutout
+  --config       a file such as configs/cifar10.py, or the name of one of the package: cifar10; by default
+                 digits; after a colon words separated by commas, such as cifar10:20-4,1bit,cutout
   --workdir      folder for everything that the run writes (default: runs/ and the name and spec)
   --config.seed=1, --config.epochs=6, --config.data.dir=DIR, ...: any field of the configuration
   --coordinator=HOST:PORT, --process_count=N, --process_index=I: several processes as one job, where JAX
                  cannot find them itself (it does on TPU pods, SLURM and Open MPI): docs/distributed.md
+  --debug        print the traceback of an error
   --help         this text and all fields with their values
 """
+
+HELP = ("--help", "-h", "-?")
+PACKAGE = Path(__file__).parents[1]
+
+
+class CommandLine(NamedTuple):
+    """What the flags of a run say.
+
+    Attributes:
+      config: all fields.
+      workdir: folder of the run.
+      help_wanted: whether the user asked for help.
+      source: the config file that was read, with what stands after the colon.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    help_wanted: bool
+    source: str
+
+
+def shipped_configs() -> Path:
+    """The package's own config files: in a wheel they lie inside the package, in a checkout beside it."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """The config file that ``cifar10``, ``cifar10.py`` or ``configs/cifar10.py`` stands for.
+
+    A file of that path wins, then one of this name in ``configs/`` here, then the package's own.
+
+    Raises:
+      UserError: there is none.
+    """
+    given = Path(name)
+    if given.is_file():
+        return given
+    short = given.parent in (Path(), Path("configs"))
+    if short and name:
+        file = given.with_suffix(".py").name
+        for folder in (Path("configs"), shipped_configs()):
+            if (folder / file).is_file():
+                return folder / file
+    known = ", ".join(sorted(file.stem for file in shipped_configs().glob("*.py")))
+    raise UserError(f"no config file {name}: give a path, or one of {known}")
 
 
 def take_processes(argv: list[str]) -> tuple[Processes, list[str]]:
@@ -45,76 +93,70 @@ def take_processes(argv: list[str]) -> tuple[Processes, list[str]]:
     return Processes(found.coordinator, found.process_count, found.process_index), [argv[0], *rest]
 
 
-def parse_flags(argv: list[str], default_config: Path) -> tuple[ConfigDict, Path, bool]:
+def parse_flags(argv: list[str], default_config: Path | str) -> CommandLine:
     """Reads the command line.
 
     Args:
       argv: with the program's name first.
-      default_config: file taken where no ``--config`` is given.
-
-    Returns:
-      ``(config, workdir, help)``; ``help`` is True where the user asked for it.
+      default_config: file or name taken where no ``--config`` is given.
 
     Raises:
       UserError: an unknown flag, field, file or word, or a value of the wrong type.
     """
     argv = [re.sub(r"^-(?=[a-z]{2})", "--", argument) for argument in argv]
-    help_wanted = any(argument in ("--help", "-h", "-?") for argument in argv[1:])
-    argv = [argument for argument in argv if argument not in ("--help", "-h", "-?")]
+    help_wanted = any(argument in HELP for argument in argv[1:])
+    argv = [argument for argument in argv if argument not in HELP]
     if "--config" in argv[1:-1]:
         place = argv.index("--config")
         argv[place : place + 2] = [f"--config={argv[place + 1]}"]
     # One file, the last one given, and before its fields: ml_collections insists on that.
     files = [argument for argument in argv if argument.startswith("--config=")]
-    argv = [argv[0], *files[-1:], *(argument for argument in argv[1:] if argument not in files)]
+    rest = [argument for argument in argv[1:] if argument not in files]
+    name, _, spec = (files[-1].partition("=")[2] if files else str(default_config)).partition(":")
+    source = f"{find_config(name)}:{spec}".removesuffix(":")
+    config, given = _read([argv[0], f"--config={source}", *rest])
+    if "://" in given:
+        raise UserError(f"--workdir {given} is no folder: mount the bucket, see tpu/README.md")
+    label = re.sub(r"[^\w.-]+", "_", f"{Path(name).stem}:{spec}").strip("_")
+    return CommandLine(config, Path(given or f"runs/{label}-seed{config.seed}"), help_wanted, source)
+
+
+def _read(argv: list[str]) -> tuple[ConfigDict, str]:
+    """The configuration and the value of ``--workdir``."""
     values = flags.FlagValues()
     # ml_collections looks for overrides in sys.argv, whatever it is given to parse.
     sys_argv, sys.argv = sys.argv, argv
     try:
-        config_flags.DEFINE_config_file("config", str(default_config), flag_values=values)
+        config_flags.DEFINE_config_file("config", None, flag_values=values)
         flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
         rest = values(argv)[1:]
         config = values.config
-        # It also keeps back what went wrong in reading the file until the first use.
-        seed = config.seed
+        config.seed  # noqa: B018  (ml_collections keeps back until the first use what went wrong in the file)
     except UserError:
         raise
-    except OSError as error:
-        file = _given(argv, default_config).partition(":")[0]
-        if not Path(file).is_file():
-            raise UserError(f"no config file {file}: see configs/") from None
-        raise UserError(_one_line(error)) from None
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(_unknown_field(argv, default_config) or _one_line(error)) from None
-    except flags.Error as error:
+        raise UserError(_unknown_field(argv) or _one_line(error)) from None
+    except (flags.Error, OSError, SyntaxError) as error:
         raise UserError(_one_line(error)) from None
     finally:
         sys.argv = sys_argv
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: options begin with --, see --help")
-    file, _, spec = _given(argv, default_config).partition(":")
-    if "://" in values.workdir:
-        raise UserError(f"--workdir {values.workdir} is no folder: mount the bucket, see tpu/README.md")
-    name = re.sub(r"[^\w.-]+", "_", f"{Path(file).stem}:{spec}").strip("_")
-    workdir = Path(values.workdir or f"runs/{name}-seed{seed}")
-    return config, workdir, help_wanted
-
-
-def _given(argv: list[str], default_config: Path) -> str:
-    """The value of ``--config``: the last one counts."""
-    return [str(default_config), *(a.split("=", 1)[1] for a in argv if a.startswith("--config="))][-1]
+    return config, values.workdir
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _unknown_field(argv: list[str], default_config: Path) -> str | None:
+def _unknown_field(argv: list[str]) -> str | None:
     """What is wrong with the first ``--config.FIELD`` that names no field."""
-    plain = [a for a in argv if not a.startswith("--config.") and not a.startswith("--noconfig.")]
-    config, _, _ = parse_flags(plain, default_config)
+    fields = [a for a in argv if a.startswith(("--config.", "--noconfig."))]
+    if not fields:
+        return None
+    config, _ = _read([a for a in argv if a not in fields])
     known = dict(flatten(config))
-    for argument in argv:
+    for argument in fields:
         match = re.match(r"--(?:no)?config\.([^=]+)", argument)
         if match and match[1] not in known and not any(f.startswith(match[1] + ".") for f in known):
             return f"unknown config field {match[1]!r}{nearest_field(config, match[1])}"

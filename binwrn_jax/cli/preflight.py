@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from binwrn_jax.cli.flags import parse_flags
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace, config_flags: list[str]) -> int:
     set_environment()
     if not any(flag.startswith("--config=") or flag == "--config" for flag in config_flags):
         raise UserError("which run? Give --config=FILE[:SPEC], for example --config=configs/imagenet.py")
-    config, _, _ = parse_flags(["binwrn preflight", *config_flags], Path("configs/imagenet.py"))
+    config = parse_flags(["binwrn preflight", *config_flags], "imagenet").config
     configs.check(config)
     place = topology(arguments.topology, arguments.slices)
 

@@ -12,8 +12,8 @@ from binwrn_jax.cli import allocator
 # As XLA does: large blocks, from a thread that is not the first.
 SCRIPT = """
 import ctypes, resource, sys, threading
-from binwrn_jax.cli.allocator import keep_memory
-print(sys.argv[1] == "keep" and keep_memory())
+from binwrn_jax.cli.allocator import retain_freed_memory
+print(sys.argv[1] == "keep" and retain_freed_memory())
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -46,8 +46,8 @@ def test_blocks_are_used_again():
 
 def test_left_alone(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
-    assert not allocator.keep_memory()  # the user's choice
+    assert not allocator.retain_freed_memory()  # the user's choice
     monkeypatch.delenv("MALLOC_ARENA_MAX")
     monkeypatch.setenv("JAX_PLATFORMS", "")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ["cuda"])
-    assert not allocator.keep_memory()  # a GPU's plugin is installed
+    assert not allocator.retain_freed_memory()  # a GPU's plugin is installed

@@ -14,7 +14,7 @@ import pytest
 import scipy.io
 
 from binwrn_jax import base_config, load, load_model
-from binwrn_jax.cli.main import main, train_main
+from binwrn_jax.cli.main import main
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.deploy.predictor import JaxPredictor
 from binwrn_jax.hub.released import import_released, read_released, to_model
@@ -347,7 +347,7 @@ def test_training_refuses_other_conventions_than_those_of_the_import(tmp_path, c
     arguments = ["--config=configs/digits.py:8-0.5", "--config.devices=1", f"--workdir={tmp_path / 'run'}"]
     arguments += [f"--config.init_from={tmp_path / 'model'}"]
     monkeypatch.chdir(ROOT)
-    assert train_main(["train.py", *arguments], ROOT / "configs" / "digits.py") == 2
+    assert main(["train", *arguments]) == 2
     error = capsys.readouterr().err
     assert "has model.padding 'same', this run 'symmetric': give --config.model.padding=same" in error
     assert not (tmp_path / "run" / "config.json").exists()

@@ -261,7 +261,7 @@ def test_incomplete_addresses(processes, message):
 
 
 def test_numbers_that_are_none(capsys):
-    assert cli.train_main(["train.py", "--process_count=two"], ROOT / "configs" / "digits.py") == 2
+    assert cli.main(["train", "--process_count=two"]) == 2
     assert "error: argument --process_count: invalid int value: 'two'" in capsys.readouterr().err
 
 

@@ -81,7 +81,7 @@ def test_step_schedule_of_figure_6():
 
 def imagenet(*arguments, spec=""):
     file = Path(__file__).parents[2] / "configs" / "imagenet.py"
-    config, _, _ = parse_flags(["train.py", f"--config={file}:{spec}", *arguments], file)
+    config, *_ = parse_flags(["train.py", f"--config={file}:{spec}", *arguments], file)
     check(config)
     return config
 

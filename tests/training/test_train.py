@@ -15,6 +15,7 @@ import pytest
 from runs import ROOT, RUN, assert_same_network, finish, numbers, shared_compilations, start, wait_for_step  # noqa: F401
 
 from binwrn_jax.cli import main as cli
+from binwrn_jax.cli.handler import guarded
 from binwrn_jax.store import checkpoints
 from binwrn_jax.store.model_folder import load_model
 from binwrn_jax.training.metrics import read_records
@@ -102,7 +103,7 @@ def test_finished_run_is_left_alone(whole):
 def run(capsys, *arguments: str) -> tuple[int, str]:
     """The program in this process: exit code and stderr."""
     os.chdir(ROOT)
-    code = cli.train_main(["train.py", "--config.devices=1", *arguments], ROOT / "configs" / "digits.py")
+    code = cli.main(["train", "--config.devices=1", *arguments])
     return code, capsys.readouterr().err
 
 
@@ -341,7 +342,7 @@ def test_full_disk_is_recognised_wherever_it_comes_from(capsys):
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
     for program in (write, write_deep):
-        assert cli.guarded(program) == 2
+        assert guarded(program) == 2
         assert capsys.readouterr().err.startswith("error: disk full")
 
 
@@ -363,7 +364,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     ("arguments", "message"),
     [
         ([], "the following arguments are required: VERB; see binwrn --help"),
-        (["evalute", "x"], "unknown verb 'evalute' (did you mean 'evaluate'?): the verbs are import, "),
+        (["evalute", "x"], "unknown verb 'evalute' (did you mean 'evaluate'?): the verbs are train, "),
         (["--json", "evaluate"], "see binwrn --help"),
         (["evaluate", "x"], "the following arguments are required: --dataset; see binwrn evaluate --help"),
         (["export", "x", "--format", "tflite", "--output", "y"], "invalid choice: 'tflite'"),
@@ -378,7 +379,7 @@ def test_wrong_arguments_of_binwrn_are_one_line(capsys, arguments, message):
 
 
 def test_help_shows_the_fields(capsys):
-    assert cli.train_main(["train.py", "--help"], ROOT / "configs" / "digits.py") == 0
+    assert cli.main(["train", "--help"]) == 0
     output = capsys.readouterr().out
     assert "--workdir" in output and '"weight_decay": 0.0005' in output
 
