@@ -11,6 +11,8 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
+from binwrn_jax.errors import require
+
 
 def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
     """Splits the examples once and for all: 1,437 to train on and 360 to test on.
@@ -60,9 +62,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager  # nothing to download
-        import sklearn.datasets
-
-        data = sklearn.datasets.load_digits()
+        data = require("sklearn.datasets", "the data set digits").load_digits()
         images = np.round(data.images * (255 / 16)).astype(np.uint8)
         return {
             split: self._generate_examples(images, data.target, indices)

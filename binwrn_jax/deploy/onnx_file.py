@@ -8,7 +8,6 @@ and from then on runs the same float graph as for any other network.
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
-from binwrn_jax.errors import UserError
+from binwrn_jax.errors import UserError, require
 from binwrn_jax.evaluation import BATCH_SIZE
 from binwrn_jax.store.files import write_atomically
 
@@ -26,19 +25,11 @@ if TYPE_CHECKING:
 OPSET = 18  # the first with BitwiseAnd
 IR_VERSION = 8  # that came with opset 18; a newer one would shut out runtimes for nothing
 TOLERANCE = 1e-3  # of the golden logits, relative to the largest; runtimes differ by about 1e-6
-INSTALL = "pip install 'binwrn-jax[deploy]'"
 DOC_STRING = (
     "Wide residual network with one bit per convolution weight (McDonnell, ICLR 2018). The uint8 "
     "initialisers *.bits hold 8 weights per byte, least significant bit first; the graph unpacks them "
     "into +1 and -1. Input: raw pixels, NHWC, 0..255."
 )
-
-
-def _package(name: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise UserError(f"{purpose} needs the package {name}: {INSTALL}") from None
 
 
 class _Graph:
@@ -168,7 +159,7 @@ def write_onnx(packed: PackedModel, path: str | Path) -> None:
     Raises:
       UserError: the package onnx is not installed, or the path cannot be written.
     """
-    onnx = _package("onnx", "writing ONNX files")
+    onnx = require("onnx", "writing ONNX files")
     model = _build(onnx, packed)
     onnx.checker.check_model(model, full_check=True)
     try:
@@ -207,7 +198,7 @@ def open_onnx(path: str | Path) -> OnnxPredictor:
       UserError: the package onnxruntime is not installed; no such file; not an ONNX file of this
         project; damaged.
     """
-    onnxruntime = _package("onnxruntime", "running ONNX files")
+    onnxruntime = require("onnxruntime", "running ONNX files")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said once, below
     # From bytes, so that a file cannot make the runtime read others beside it.
@@ -251,7 +242,7 @@ def read_onnx(path: str | Path) -> PackedModel:
     """
     from binwrn_jax.deploy.packed import PackedModel, serialise
 
-    onnx = _package("onnx", "reading the layers of an ONNX file")
+    onnx = require("onnx", "reading the layers of an ONNX file")
     content = _read(path)
     try:
         model = onnx.load_model_from_string(content)

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from binwrn_jax.data.sources import class_names, dataset_spec
-from binwrn_jax.errors import UserError
+from binwrn_jax.errors import UserError, require
 from binwrn_jax.nn.layers import BN_EPSILON
 from binwrn_jax.nn.registry import create_network, default_fields
 from binwrn_jax.nn.rules import he_scale
@@ -220,14 +220,13 @@ class _named:
 
 
 def _load_mat(path: Path) -> dict[str, Any]:
-    import scipy.io
-
+    matlab = require("scipy.io", "reading MATLAB files")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # SciPy warns of what it cannot read, and goes on without it
-            return scipy.io.loadmat(str(path), appendmat=False)
+            return matlab.loadmat(str(path), appendmat=False)
     except NotImplementedError:
         raise UserError(f"{path} is a MATLAB 7.3 file: save it with the option -v7 and try again") from None
     except Exception as error:  # ValueError, TypeError, OSError, zlib.error, ...: it depends on the place

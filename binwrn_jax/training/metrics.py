@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from binwrn_jax.errors import require
 from binwrn_jax.store.files import write_atomically
 
 Record = dict[str, Any]
@@ -236,7 +237,7 @@ def draw_curves(path: Path, records: list[Record], title: str) -> None:
       records: of a `MetricsLog`.
       title: above the plots.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    canvas = require("matplotlib.backends.backend_agg", "drawing curves.png").FigureCanvasAgg
     from matplotlib.figure import Figure
 
     train = [r for r in records if r["kind"] == "train"]
@@ -269,5 +270,5 @@ def draw_curves(path: Path, records: list[Record], title: str) -> None:
     rate.set_xlabel("epoch (grey lines: cycle ends)")
     figure.suptitle(title)
     temporary = path.with_name(f".{path.name}.tmp.png")
-    FigureCanvasAgg(figure).print_png(str(temporary))
+    canvas(figure).print_png(str(temporary))
     os.replace(temporary, path)

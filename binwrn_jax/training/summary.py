@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from binwrn_jax.errors import UserError
 from binwrn_jax.store.files import write_atomically
 from binwrn_jax.training.metrics import Record, draw_curves
 
@@ -60,6 +62,9 @@ def write_summary(
         **packed,
     }
     title = f"{dataset}, {network} {config.model.weights}, seed {config.seed}"
-    draw_curves(workdir / "curves.png", records, f"{title}: test error {summary['test_error']:.2f} %")
+    try:
+        draw_curves(workdir / "curves.png", records, f"{title}: test error {summary['test_error']:.2f} %")
+    except UserError as missing:  # the package for plots
+        logging.getLogger(__name__).info("%s", missing)
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
