@@ -402,5 +402,5 @@ def test_the_projects_own_report_is_what_its_runs_give(capsys, tmp_path):
         pytest.skip("no results in this copy of the project")
     report(capsys, RUNS, "--output", tmp_path)
     assert not [line for line in (tmp_path / "report.md").read_text().splitlines() if "Left out" in line]
-    ours = json.loads((ROOT / "docs" / "results" / "report.json").read_text())
+    ours = json.loads((ROOT / "paper" / "results" / "report.json").read_text())
     assert json.loads((tmp_path / "report.json").read_text()) == ours
