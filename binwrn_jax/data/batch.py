@@ -6,15 +6,18 @@ from typing import Any
 
 import jax
 
-Inputs = dict[str, Any]  # arrays, see `fetch`
+Inputs = dict[str, Any]  # see `fetch`
 
 
 def fetch(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     """Images uint8 ``[B, H, W, C]`` and labels int32 ``[B]`` of a batch.
 
     ``inputs`` has either these as ``images`` and ``labels``, or a whole data set of N under these
-    names with ``indices`` int32 ``[B]`` into it (data that lives on the device).
+    names with ``indices`` int32 ``[B]`` into it (data that lives on the device); and, where several devices
+    may share the batch, ``split``, a `binwrn_jax.parallel.sharding.BatchSplit`.
     """
+    images, labels = inputs["images"], inputs["labels"]
     if "indices" in inputs:
-        return inputs["images"][inputs["indices"]], inputs["labels"][inputs["indices"]]
-    return inputs["images"], inputs["labels"]
+        images, labels = images[inputs["indices"]], labels[inputs["indices"]]
+    split = inputs.get("split")
+    return (images, labels) if split is None else (split(images), split(labels))

@@ -53,9 +53,13 @@ class DeviceData:
     def __init__(self, arrays: Arrays, mesh: Mesh, batch_size: int, seed: int = 0) -> None:
         self.size = len(arrays.labels)
         self.steps_per_epoch = self.size // batch_size
-        self._mesh, self._batch_size, self._seed = mesh, batch_size, seed
+        self._batch_size, self._seed = batch_size, seed
+        self._everywhere = sharding.replicated(mesh)
+        self._training = sharding.BatchSplit(mesh, batch_size)
+        # Padding costs nothing where a device would have fewer images than another one.
+        self._testing = sharding.BatchSplit(mesh, self._training.padded)
         images = StoredImages(arrays.images.reshape(self.size, -1), arrays.images.shape[1:])
-        self._whole = sharding.put({"images": images, "labels": arrays.labels}, sharding.replicated(mesh))
+        self._whole = sharding.put({"images": images, "labels": arrays.labels}, self._everywhere)
         self._order: tuple[int, np.ndarray] | None = None
 
     def check_trains(self) -> None:
@@ -68,18 +72,20 @@ class DeviceData:
         epoch, place = divmod(position, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(self._seed, epoch, self.size))
-        return self._at(self._order[1][place * self._batch_size : (place + 1) * self._batch_size])
+        indices = self._order[1][place * self._batch_size : (place + 1) * self._batch_size]
+        return self._at(indices, self._training)
 
     def in_order(self) -> Iterator[Inputs]:
         """All images once, in their order, the last batch padded and masked (for exact evaluation)."""
-        for start in range(0, self.size, self._batch_size):
-            indices = np.arange(start, start + self._batch_size, dtype=np.int32)
+        size = self._testing.size
+        for start in range(0, self.size, size):
+            indices = np.arange(start, start + size, dtype=np.int32)
             mask = indices < self.size
-            inputs = self._at(np.where(mask, indices, 0).astype(np.int32))
-            yield {**inputs, "mask": sharding.put(mask, sharding.split(self._mesh))}
+            inputs = self._at(np.where(mask, indices, 0).astype(np.int32), self._testing)
+            yield {**inputs, "mask": sharding.put(mask, self._everywhere)}
 
     def close(self) -> None:
         """Nothing to stop; streamed data have workers."""
 
-    def _at(self, indices: np.ndarray) -> Inputs:
-        return {**self._whole, "indices": sharding.put(indices, sharding.split(self._mesh))}
+    def _at(self, indices: np.ndarray, split: sharding.BatchSplit) -> Inputs:
+        return {**self._whole, "indices": sharding.put(indices, self._everywhere), "split": split}

@@ -46,7 +46,7 @@ class TrainBatches:
       records: of the split.
       num_classes: of the data set.
       batch_size: of the global batch.
-      rows: the rows of the global batch that are wanted.
+      rows: the rows of the global batch that are wanted; those beyond its end are padding.
       seed: of order and augmentation.
       augmentation: its crop is made here, see `binwrn_jax.data.jpeg.BOXES`; the rest on the device.
     """
@@ -67,9 +67,10 @@ class TrainBatches:
         size = len(self._records)
         epoch, place = divmod(position, size // self._batch_size)
         start = place * self._batch_size
-        indices = _order(self._seed, epoch, size)[start + self._rows.start : start + self._rows.stop].tolist()
-        images = np.empty((len(indices), imagenet.SIZE, imagenet.SIZE, 3), np.uint8)
-        labels = np.empty(len(indices), np.int32)
+        end = start + min(self._rows.stop, self._batch_size)
+        indices = _order(self._seed, epoch, size)[start + self._rows.start : end].tolist()
+        images = np.zeros((len(self._rows), imagenet.SIZE, imagenet.SIZE, 3), np.uint8)
+        labels = np.zeros(len(self._rows), np.int32)
         box = imagenet.BOXES.get(self._augmentation)
         records = _read(self._name, self._records, indices)
         for row, (index, record) in enumerate(zip(indices, records, strict=True)):
@@ -263,11 +264,13 @@ class StreamedData:
         records = open_split(spec.name, split, data_dir)
         self.size = len(records)
         self.steps_per_epoch = self.size // batch_size
-        self._mesh, self._batch_size = mesh, batch_size
+        self._batch_size = batch_size
+        self._training = sharding.BatchSplit(mesh, batch_size)
+        self._testing = sharding.BatchSplit(mesh, self._training.padded)
         self._workers, self._prefetch = worker_count(workers), max(1, prefetch)
-        name, rows = f"{spec.name} '{split}'", sharding.local_rows(mesh, batch_size)
+        name, rows = f"{spec.name} '{split}'", sharding.local_rows(self._training)
         self._train = TrainBatches(name, records, spec.num_classes, batch_size, rows, seed, augmentation)
-        self._test = TestBatches(name, records, spec.num_classes, batch_size, rows, crops)
+        self._test = TestBatches(name, records, spec.num_classes, self._testing.size, rows, crops)
         self._stream: Any = None
         self._batches: Iterator[Batch] = iter(())
         self._next = -1
@@ -285,14 +288,14 @@ class StreamedData:
             self._batches = follow(self._stream)
         local = next(self._batches)
         self._next = position + 1
-        return self._put(local)
+        return self._put(local, self._training)
 
     def in_order(self) -> Iterator[Inputs]:
         """All images once, in their order, the last batch padded and masked (for exact evaluation)."""
         iterator = self._open(self._test, 0)
         try:
             for local in follow(iterator):
-                yield self._put(local)
+                yield self._put(local, self._testing)
         finally:
             iterator.close()
 
@@ -305,8 +308,8 @@ class StreamedData:
     def _open(self, source: Any, position: int) -> Any:
         return stream(source, position, min(self._workers, len(source)), self._prefetch)
 
-    def _put(self, local: Batch) -> Inputs:
-        return sharding.from_local(local, sharding.split(self._mesh), self._batch_size)
+    def _put(self, local: Batch, split: sharding.BatchSplit) -> Inputs:
+        return {**sharding.from_local(local, split), "split": split}
 
 
 def open_data(

@@ -6,6 +6,7 @@ jitted program then runs on one CPU, eight GPUs or a pod; XLA inserts the all-re
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,49 +52,81 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def inputs(mesh: Mesh, streamed: bool = False) -> dict[str, NamedSharding]:
-    """Shardings of a training batch, as `binwrn_jax.data.batch.fetch` takes it.
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class BatchSplit:
+    """How the images of a batch are divided over the devices; part of each batch, without arrays.
+
+    Only what a jitted function takes and returns must divide evenly; arrays inside it need not. The first
+    devices have ``ceil(size / devices)`` images each, the next one the rest, and any further ones none.
+
+    Attributes:
+      mesh: from `make_mesh`.
+      size: images of the batch.
+    """
+
+    mesh: Mesh
+    size: int
+
+    @property
+    def padded(self) -> int:
+        """``size`` or, where the devices do not divide it, the next multiple of their number."""
+        return -(-self.size // self.mesh.size) * self.mesh.size
+
+    @property
+    def images(self) -> list[int]:
+        """The number of images on each device."""
+        share = self.padded // self.mesh.size
+        return [min(share, max(self.size - share * index, 0)) for index in range(self.mesh.size)]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[size, ...]``, divided, from that or from ``[padded, ...]``, inside a jitted function."""
+        x = x if x.shape[0] == self.size else x[: self.size]
+        return jax.lax.with_sharding_constraint(x, split(self.mesh)) if self.mesh.size > 1 else x
+
+    def __str__(self) -> str:
+        """``125 images over 8 devices: 16, 16, ... 13``."""
+        first, *_, last = self.images if self.mesh.size > 1 else (self.size, self.size)
+        each = f"{first}, {first}, ... {last}" if self.mesh.size > 3 else ", ".join(map(str, self.images))
+        empty = self.images.count(0)
+        idle = f" ({empty} without any)" if empty else ""
+        return f"{self.size} images over {self.mesh.size} devices: {each}{idle}"
+
+
+def inputs(mesh: Mesh, streamed: bool = False) -> NamedSharding:
+    """Sharding of the arrays of a training batch, as `binwrn_jax.data.batch.fetch` takes it.
 
     Args:
       mesh: from `make_mesh`.
-      streamed: whether the batch comes from the host; else it is indices into a data set of which every
-        device has the whole.
+      streamed: whether the batch comes from the host, divided; else it is indices into a data set, and every
+        device has the whole of both.
     """
-    if streamed:
-        return {"images": split(mesh), "labels": split(mesh)}
-    return {"images": replicated(mesh), "labels": replicated(mesh), "indices": split(mesh)}
+    return split(mesh) if streamed else replicated(mesh)
 
 
-def check_batch(mesh: Mesh, batch_size: int, ghost_size: int = 0, accumulate: int = 1) -> None:
-    """Refuses a global batch that does not divide evenly.
+def check_batch(batch_size: int, ghost_size: int = 0, accumulate: int = 1) -> None:
+    """Refuses a global batch that does not divide into whole ghost groups; devices divide any batch.
 
     Raises:
-      UserError: ``batch_size`` is no multiple of the devices, the ghost groups or the micro-batches.
+      UserError: ``batch_size`` is no multiple of the ghost groups or the micro-batches.
     """
-    count = mesh.size
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} must be at least 1")
-    if batch_size % count:
-        low = batch_size // count * count
-        near = f"{low} or {low + count}" if low else f"{count}"
-        raise UserError(
-            f"batch_size {batch_size} does not divide over {count} devices: use {near}, or fewer devices"
-        )
-    if ghost_size and batch_size % ghost_size:
-        raise UserError(
-            f"batch_size {batch_size} does not divide into ghost groups of {ghost_size}: "
-            "change batch_size or model.ghost_size"
-        )
     if accumulate > 1 and not ghost_size:
         raise UserError(
             f"accumulate {accumulate} without ghost groups would change the batch statistics: "
             "set model.ghost_size, to 125 for example"
         )
-    if accumulate > 1 and (batch_size % (accumulate * ghost_size) or batch_size % (accumulate * count)):
-        raise UserError(
-            f"batch_size {batch_size} does not divide into {accumulate} micro-batches of whole ghost groups "
-            f"of {ghost_size} over {count} devices: change accumulate, batch_size or model.ghost_size"
-        )
+    unit = accumulate * ghost_size
+    if not unit or not batch_size % unit:
+        return
+    low = batch_size // unit * unit
+    near = f"{low} or {low + unit}" if low else f"{unit}"
+    parts = f"{accumulate} micro-batches of whole ghost groups" if accumulate > 1 else "ghost groups"
+    raise UserError(
+        f"batch_size {batch_size} does not divide into {parts} of {ghost_size}: use {near}, or change "
+        + ("accumulate or model.ghost_size" if accumulate > 1 else "model.ghost_size")
+    )
 
 
 def put(value: Any, sharding: NamedSharding) -> Any:
@@ -106,22 +139,23 @@ def put(value: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(place, value)
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> range:
-    """The rows of a global batch that the devices of this process hold.
+def local_rows(batch: BatchSplit) -> range:
+    """The rows of a global batch, padded to `BatchSplit.padded`, that the devices of this process hold.
 
     Raises:
       UserError: they are not one piece, which `make_mesh` never gives.
     """
-    index_of = split(mesh).addressable_devices_indices_map((batch_size,))
+    index_of = split(batch.mesh).addressable_devices_indices_map((batch.padded,))
     slices = [index[0] for index in index_of.values() if index is not None]
-    rows = sorted({row for part in slices for row in range(*part.indices(batch_size))})
+    rows = sorted({row for part in slices for row in range(*part.indices(batch.padded))})
     if rows != list(range(rows[0], rows[-1] + 1)):
         raise UserError("the devices of this process are not neighbours in the mesh")
     return range(rows[0], rows[-1] + 1)
 
 
-def from_local(tree: Any, sharding: NamedSharding, batch_size: int) -> Any:
+def from_local(tree: Any, batch: BatchSplit) -> Any:
     """Global arrays from each process's `local_rows` of them: a tree of host arrays ``[rows, ...]``."""
+    sharding = split(batch.mesh)
     return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), tree
+        lambda x: jax.make_array_from_process_local_data(sharding, x, (batch.padded, *x.shape[1:])), tree
     )

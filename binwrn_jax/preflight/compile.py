@@ -214,21 +214,23 @@ def state_shapes(config: ConfigDict) -> TrainState:
     return jax.eval_shape(lambda: init_state(model, optimizer, spec.image_shape))
 
 
-def input_shapes(config: ConfigDict) -> dict[str, Any]:
+def input_shapes(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """What the step of a run takes besides the state, as shapes, see `binwrn_jax.data.batch.fetch`."""
     spec = dataset_spec(config.data.name)
-    size = config.batch_size
+    split = sharding.BatchSplit(mesh, config.batch_size)
     if spec.streamed:
         return {
-            "images": jax.ShapeDtypeStruct((size, *spec.image_shape), np.uint8),
-            "labels": jax.ShapeDtypeStruct((size,), np.int32),
+            "images": jax.ShapeDtypeStruct((split.padded, *spec.image_shape), np.uint8),
+            "labels": jax.ShapeDtypeStruct((split.padded,), np.int32),
+            "split": split,
         }
     stored = train_images(spec, config.data.train_split or spec.train_split)
     rows = jax.ShapeDtypeStruct((stored, math.prod(spec.image_shape)), np.uint8)
     return {
         "images": StoredImages(rows, spec.image_shape),
         "labels": jax.ShapeDtypeStruct((stored,), np.int32),
-        "indices": jax.ShapeDtypeStruct((size,), np.int32),
+        "indices": jax.ShapeDtypeStruct((split.size,), np.int32),
+        "split": split,
     }
 
 
@@ -265,11 +267,11 @@ def compile_step(config: ConfigDict, devices: list[jax.Device], effort: float = 
       effort: XLA's ``exec_time_optimization_effort``, for TPUs.
 
     Raises:
-      UserError: the batch does not divide over the devices.
+      UserError: the batch does not divide into ghost groups or micro-batches.
       OutOfMemory: the compiler found no way to fit it.
     """
     mesh = sharding.make_mesh(config.devices, devices)
-    sharding.check_batch(mesh, config.batch_size, config.model.ghost_size, config.accumulate)
+    sharding.check_batch(config.batch_size, config.model.ghost_size, config.accumulate)
     spec = dataset_spec(config.data.name)
     images = train_images(spec, config.data.train_split or spec.train_split)
     steps_per_epoch = max(images // config.batch_size, 1)
@@ -277,13 +279,13 @@ def compile_step(config: ConfigDict, devices: list[jax.Device], effort: float = 
     optimizer = configs.build_optimizer(config, steps_per_epoch)
     step = jit_train_step(config, model, optimizer, mesh, steps_per_epoch, spec.streamed)
     with portable():  # this machine's own convolutions are not those of the rented one
-        lowered = step.lower(state_shapes(config), input_shapes(config))
+        lowered = step.lower(state_shapes(config), input_shapes(config, mesh))
     on_tpu = devices[0].platform == "tpu"
     began = time.monotonic()
     try:
         program = lowered.compile({"exec_time_optimization_effort": effort} if on_tpu else None)
     except jax.errors.JaxRuntimeError as error:
-        arguments = size_of((state_shapes(config), input_shapes(config)))
+        arguments = size_of((state_shapes(config), input_shapes(config, mesh)))
         raise _out_of_memory(str(error), arguments) or error from None
     seconds = time.monotonic() - began
     found = program.memory_analysis()
@@ -503,7 +505,11 @@ def preflight(
             raise OutOfMemory(program.memory["peak"], top.memory)  # libtpu's compiler says so itself
         return program
 
-    data = 0 if spec.streamed else size_of(input_shapes(with_batch(config, 0)))
+    data = (
+        0
+        if spec.streamed
+        else size_of(input_shapes(with_batch(config, 0), sharding.make_mesh(1, place.devices)))
+    )
     try:
         program = compiled(config.batch_size)
         report |= {"fits": True, "fitting_batch": None}

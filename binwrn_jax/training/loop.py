@@ -113,7 +113,7 @@ def _train(run: Run) -> dict[str, Any]:
 
     # The devices, and what has to divide over them.
     mesh = sharding.make_mesh(config.devices)
-    sharding.check_batch(mesh, config.batch_size, config.model.ghost_size, config.accumulate)
+    sharding.check_batch(config.batch_size, config.model.ghost_size, config.accumulate)
     if distributed.process_count() > 1:
         stop.vote = distributed.StopVote(mesh, lag=IN_FLIGHT)
 
@@ -124,7 +124,7 @@ def _train(run: Run) -> dict[str, Any]:
     folder = config.data.dir or None
     streaming = {"workers": config.data.workers, "prefetch": config.data.prefetch}
     training = {"seed": config.seed, "augmentation": config.augmentation}
-    eval_batch = -(-config.eval.batch_size // mesh.size) * mesh.size
+    eval_batch = sharding.BatchSplit(mesh, config.eval.batch_size).padded
     data, test_data = distributed.first_then_others(  # process 0 may have to prepare the data set
         lambda: (
             open_data(spec.name, train_split, folder, mesh, config.batch_size, **training, **streaming),
@@ -172,6 +172,9 @@ def _train(run: Run) -> dict[str, Any]:
         + f"; {config.epochs} epochs of {steps_per_epoch} steps; "
         + (f"resumed at step {step}" if latest is not None else f"new run in {workdir}")
     )
+    split = sharding.BatchSplit(mesh, config.batch_size)
+    if split.padded != split.size:
+        progress.say(str(split))
 
     # The three programs. One compilation each: all shapes are static.
     everywhere = sharding.replicated(mesh)
@@ -206,7 +209,7 @@ def _train(run: Run) -> dict[str, Any]:
             interruptible(test_data.in_order(), -(-test_data.size // eval_batch), "test:"),
         )
         if config.eval.crops > 1 and step >= total_steps:
-            batch = -(-eval_batch // config.eval.crops // mesh.size) * mesh.size
+            batch = sharding.BatchSplit(mesh, -(-eval_batch // config.eval.crops)).padded
             crops = open_data(
                 spec.name, test_split, folder, mesh, batch, crops=config.eval.crops, **streaming
             )

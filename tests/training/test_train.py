@@ -174,15 +174,6 @@ def test_divergence_stops_the_run(capsys, tmp_path):
         json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
 
 
-def test_batch_must_divide_over_the_devices(capsys, tmp_path):
-    devices = jax.device_count()
-    if devices == 1:
-        pytest.skip("there is one device, over which every batch divides")
-    code, error = run(capsys, f"--workdir={tmp_path}", "--config.batch_size=125", "--config.devices=0")
-    assert code == 2
-    assert f"batch_size 125 does not divide over {devices} devices: use 120 or 128" in error
-
-
 def test_missing_data_without_network_says_what_to_set(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
