@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from binwrn_jax.data.arrays import check_arrays, check_labels
 from binwrn_jax.data.batch import Inputs, fetch
 from binwrn_jax.data.sources import Arrays
 from binwrn_jax.errors import UserError
@@ -55,7 +56,9 @@ class ArrayImages:
     """`Images` in memory."""
 
     def __init__(self, data: Arrays) -> None:
-        self._data = data
+        """Checks the arrays, see `binwrn_jax.data.arrays.check_arrays`."""
+        images, labels = check_arrays(data.images, data.labels, len(data.class_names))
+        self._data = data._replace(images=images, labels=labels)
 
     def __len__(self) -> int:
         return len(self._data.labels)
@@ -90,7 +93,7 @@ def metric_sums(logits: Float[Array, "N classes"], labels: Int[Array, " N"], mas
 
     Args:
       logits: ``[N, classes]``.
-      labels: ``[N]``, in [0, classes).
+      labels: ``[N]``, in [0, classes); what has another one is counted as wrong, with a loss of NaN.
       mask: ``[N]``, False at the padding of a last batch.
 
     Returns:
@@ -103,9 +106,11 @@ def metric_sums(logits: Float[Array, "N classes"], labels: Int[Array, " N"], mas
     classes = logits.shape[-1]
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     before = (logits > own) | ((logits == own) & (jnp.arange(classes)[None, :] < labels[:, None]))
-    # A NaN compares False with everything and would count as correct: such logits are all wrong.
+    # A NaN compares False with everything and would count as correct: such logits are all wrong. So is what
+    # has a label outside the classes, for which `take_along_axis` gives another class's logit or NaN.
     finite = jnp.isfinite(logits).all(-1)
-    rank = jnp.where(finite, before.sum(-1), classes)
+    inside = (labels >= 0) & (labels < classes)
+    rank = jnp.where(finite & inside, before.sum(-1), classes)
     correct = (rank == 0) & mask
     confidence = jnp.where(mask & finite, jax.nn.softmax(logits).max(-1), 0.0)
     bins = jnp.clip(jnp.ceil(confidence * ECE_BINS).astype(jnp.int32) - 1, 0, ECE_BINS - 1)
@@ -194,12 +199,16 @@ def measure(
       ``(result, logits, labels)``: what `binwrn_jax.evaluation.summarise` gives, with ``seconds`` for all and
       ``images_per_s`` of the whole batches after the first one, which compiles (of all where there is
       no other); logits float32 ``[N, classes]``; labels int32 ``[N]``.
+
+    Raises:
+      UserError: there are no images, or labels outside the classes of the model.
     """
     size, done = len(data), 0
     sums_of, average = jax.jit(metric_sums), jax.jit(average_crops, static_argnums=1)
     total: dict[str, np.ndarray] | None = None
     logits, all_labels, timings = [], [], []
     for images, labels in data.batches(batch_size):
+        labels = check_labels(labels, predictor.description["num_classes"], len(images))
         before = time.monotonic()
         answer = predictor(images.reshape(-1, *images.shape[-3:]))
         if images.ndim == 5:

@@ -82,6 +82,14 @@ def test_logits_that_are_not_numbers_are_wrong(bad):
     assert (int(sums["n"]), int(sums["correct"]), int(sums["top5_correct"])) == (4, 2, 2)
 
 
+@pytest.mark.parametrize("label", [3, 4, -1, -3])
+def test_labels_outside_the_classes_are_wrong(label):
+    """Also where all logits are equal, or the class that an index from the end would mean has the largest."""
+    for logits in np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0]], np.float32):
+        sums = ours(logits[None], np.array([label], np.int32), np.ones(1, bool))
+        assert (int(sums["n"]), int(sums["correct"]), int(sums["top5_correct"])) == (1, 0, 0)
+
+
 def test_what_is_masked_changes_nothing():
     rng = np.random.default_rng(2)
     logits = rng.normal(size=(9, 4)).astype(np.float32)

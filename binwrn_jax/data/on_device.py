@@ -9,6 +9,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
+from binwrn_jax.data.arrays import check_arrays
 from binwrn_jax.data.batch import Inputs
 from binwrn_jax.data.sources import Arrays
 from binwrn_jax.errors import UserError
@@ -48,18 +49,22 @@ class DeviceData:
     Attributes:
       size: number of images.
       steps_per_epoch: whole batches in the data set.
+
+    Raises:
+      UserError: see `binwrn_jax.data.arrays.check_arrays`.
     """
 
     def __init__(self, arrays: Arrays, mesh: Mesh, batch_size: int, seed: int = 0) -> None:
-        self.size = len(arrays.labels)
+        images, labels = check_arrays(arrays.images, arrays.labels, len(arrays.class_names))
+        self.size = len(labels)
         self.steps_per_epoch = self.size // batch_size
         self._batch_size, self._seed = batch_size, seed
         self._everywhere = sharding.replicated(mesh)
         self._training = sharding.BatchSplit(mesh, batch_size)
         # Padding costs nothing where a device would have fewer images than another one.
         self._testing = sharding.BatchSplit(mesh, self._training.padded)
-        images = StoredImages(arrays.images.reshape(self.size, -1), arrays.images.shape[1:])
-        self._whole = sharding.put({"images": images, "labels": arrays.labels}, self._everywhere)
+        stored = StoredImages(images.reshape(self.size, -1), images.shape[1:])
+        self._whole = sharding.put({"images": stored, "labels": labels}, self._everywhere)
         self._order: tuple[int, np.ndarray] | None = None
 
     def check_trains(self) -> None:
@@ -68,7 +73,12 @@ class DeviceData:
             raise UserError(f"{self.size} training images are fewer than one batch of {self._batch_size}")
 
     def batch(self, position: int) -> Inputs:
-        """The training batch at a position, as `binwrn_jax.data.batch.fetch` takes it."""
+        """The training batch at a position, as `binwrn_jax.data.batch.fetch` takes it.
+
+        Raises:
+          UserError: the data set is smaller than a batch.
+        """
+        self.check_trains()
         epoch, place = divmod(position, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(self._seed, epoch, self.size))

@@ -265,7 +265,8 @@ def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax
         pads = [tuple(pad) for pad in operation["pads"]]
         if op == "max_pool":
             return nn.max_pool(x, window, stride, pads)
-        return nn.avg_pool(x, window, stride, pads, count_include_pad=False)
+        # Flax counts the pixels in JAX's default float, which JAX_ENABLE_X64 makes float64.
+        return nn.avg_pool(x, window, stride, pads, count_include_pad=False).astype(x.dtype)
     if op == "pad_channels":
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, operation["channels"] - x.shape[3])))
     if op == "add":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.evaluation import BATCH_SIZE
 from binwrn_jax.nn.registry import create_network
 
@@ -42,7 +43,13 @@ class JaxPredictor:
         self._apply: Callable[[Any, np.ndarray], jax.Array] = jax.jit(model.apply)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `Predictor`."""
+        """See `Predictor`.
+
+        Raises:
+          UserError: see `binwrn_jax.data.arrays.check_images`.
+        """
+        shape = None if self.description.get("image_size_assumed") else self.description["image_shape"]
+        images = check_images(images, shape)
         return in_batches(
             partial(self._apply, self._variables), images, self.description["num_classes"], self._batch_size
         )

@@ -209,6 +209,19 @@ def test_other_settings(capsys, tmp_path):
     assert not (tmp_path / "model.safetensors").exists()  # 32-bit weights are not packed
 
 
+def test_double_precision_trains_packs_and_predicts(tmp_path):
+    """JAX_ENABLE_X64=1, in a process of its own."""
+    code = (
+        "import pathlib, sys; from binwrn_jax.cli.main import main, train_main; w = sys.argv[1];"
+        "args = ['train.py', '--config=configs/digits.py:8-0.25', '--config.epochs=1', '--workdir=' + w];"
+        "assert train_main(args, pathlib.Path('configs/digits.py')) == 0;"
+        "assert main(['predict', w + '/model.safetensors', 'docs/seven.png']) == 0;"
+        "assert main(['export', w, '--format', 'stablehlo', '--output', w + '/model.bin']) == 0"
+    )
+    environment = {**os.environ, "JAX_ENABLE_X64": "1", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT, env=environment)
+
+
 def copy_of(whole: Path, tmp_path: Path) -> Path:
     subprocess.run(["cp", "-r", str(whole), str(tmp_path / "copy")], check=True)
     return tmp_path / "copy"
