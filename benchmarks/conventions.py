@@ -22,7 +22,7 @@ from binwrn_jax.data.sources import load
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.evaluation import ArrayImages, measure
 from binwrn_jax.nn import layers
-from binwrn_jax.store.model_folder import MODEL_FILE
+from binwrn_jax.store.model import MODEL_FILE
 
 FIELDS = {
     "as trained": {},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from binwrn_jax.errors import UserError
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.system.files import replace_file
 from paper import experiments, figures
 from paper.experiments import COMPARISONS, EXPERIMENTS, Comparison, Experiment, Measurement, Run
 
@@ -123,8 +123,8 @@ def write_report(roots: Sequence[Path], output: Path, keep_runs: bool = False) -
     differences = {c: difference(measured[c.worse], measured[c.better]) for c in COMPARISONS}
     figures.draw_all(output, runs, differences)
     text = _markdown(runs, problems, measured, differences, output)
-    write_atomically(output / REPORT_FILE, text)
-    write_atomically(output / "report.json", json.dumps(_json(measured, differences), indent=1) + "\n")
+    replace_file(output / REPORT_FILE, text)
+    replace_file(output / "report.json", json.dumps(_json(measured, differences), indent=1) + "\n")
     return {
         "runs": len(runs),
         "finished": sum(run.finished for run in runs),
@@ -164,9 +164,9 @@ def keep_run(run: Run, folder: Path, place: Path) -> None:
                 f"--workdir=runs/{place}" if a.startswith("--workdir=") else a
                 for a in content.get("command", [])
             ]
-        write_atomically(target / name, json.dumps(content, indent=2) + "\n")
+        replace_file(target / name, json.dumps(content, indent=2) + "\n")
     records = [json.dumps(r) + "\n" for r in run.records if r["kind"] in ("epoch", "eval")]
-    write_atomically(target / "metrics.jsonl", "".join(records))
+    replace_file(target / "metrics.jsonl", "".join(records))
 
 
 def _other(runs: Iterable[Run]) -> list[Run]:

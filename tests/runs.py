@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from binwrn_jax.store.model_folder import load_model
+from binwrn_jax.store.model import load_model
 from binwrn_jax.training.metrics import read_records
 
 ROOT = Path(__file__).parents[1]

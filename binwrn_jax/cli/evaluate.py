@@ -19,7 +19,7 @@ from binwrn_jax.deploy.formats import RUNTIMES, open_model
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE, ArrayImages, Images, Predictor, measure
 from binwrn_jax.nn.registry import DTYPES
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.system.files import replace_file
 from binwrn_jax.training.metrics import Progress
 
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.predictions:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, logits=logits, predictions=logits.argmax(-1), labels=labels)
-        write_atomically(arguments.predictions, buffer.getvalue())
+        replace_file(arguments.predictions, buffer.getvalue())
     if arguments.json:
         values = {
             "model": str(arguments.model),

@@ -18,7 +18,7 @@ from binwrn_jax.deploy.formats import kind_of, open_model
 from binwrn_jax.deploy.packed import PackedModel, pack, read_packed, write_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import Predictor
-from binwrn_jax.store.model_folder import load_model
+from binwrn_jax.store.model import load_model
 
 FORMATS = ("packed", "onnx", "stablehlo", "c")
 IMAGES = 100

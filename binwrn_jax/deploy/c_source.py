@@ -21,7 +21,7 @@ from binwrn_jax.deploy.export import TOLERANCE, compare
 from binwrn_jax.deploy.native import find_compiler
 from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.errors import UserError
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.system.files import replace_file
 
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
 GROUP = 4  # inputs with one table
@@ -476,8 +476,8 @@ def write_c(packed: PackedModel, path: Path, images: np.ndarray, reference: np.n
             f"from the trained network's and logits by {error:.1e} (tolerance {TOLERANCE:g})"
         )
     try:
-        write_atomically(path.with_suffix(".h"), program.header.encode())
-        write_atomically(path, program.source.encode())
+        replace_file(path.with_suffix(".h"), program.header.encode())
+        replace_file(path, program.source.encode())
     except OSError as problem:
         raise UserError(f"cannot write {path} ({problem.strerror})") from problem
     return [

@@ -15,7 +15,7 @@ from binwrn_jax.deploy.packed import PackedModel, open_numpy, open_packed, pack,
 from binwrn_jax.deploy.predictor import JaxPredictor
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import Predictor
-from binwrn_jax.store.model_folder import load_model
+from binwrn_jax.store.model import load_model
 
 # Largest difference of two logits, relative to the largest logit. All readers compute in float32, but sum
 # in different orders: about 1e-6 is what comes of that in the networks of the paper.

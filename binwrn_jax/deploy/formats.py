@@ -12,7 +12,7 @@ from binwrn_jax.deploy.predictor import JaxPredictor, LayerRow
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE, Predictor
 from binwrn_jax.nn.rules import get_rule, he_scale, is_one_bit
-from binwrn_jax.store.model_folder import load_model
+from binwrn_jax.store.model import load_model
 
 RUNTIMES = ("auto", "numpy", "native")
 

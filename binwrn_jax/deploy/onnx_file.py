@@ -17,7 +17,7 @@ import numpy as np
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.errors import UserError, require
 from binwrn_jax.evaluation import BATCH_SIZE
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.system.files import replace_file
 
 if TYPE_CHECKING:
     from binwrn_jax.deploy.packed import PackedModel
@@ -163,7 +163,7 @@ def write_onnx(packed: PackedModel, path: str | Path) -> None:
     model = _build(onnx, packed)
     onnx.checker.check_model(model, full_check=True)
     try:
-        write_atomically(Path(path), model.SerializeToString())
+        replace_file(Path(path), model.SerializeToString())
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror})") from error
 

@@ -27,7 +27,7 @@ from binwrn_jax.evaluation import BATCH_SIZE, Predictor
 from binwrn_jax.nn.operations import convolution
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.nn.rules import he_scale
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.system.files import replace_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ def write_packed(packed: PackedModel, path: Path) -> None:
     """
     content = serialise(packed)
     try:
-        write_atomically(Path(path), content)
+        replace_file(Path(path), content)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror})") from error
 

@@ -26,7 +26,7 @@ from binwrn_jax.deploy.predictor import in_batches
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE
 from binwrn_jax.nn.operations import portable
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.system.files import replace_file
 
 FIRST_LINE = b"binwrn-stablehlo 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -63,7 +63,7 @@ def write_stablehlo(packed: PackedModel, path: str | Path) -> None:
         "program_sha256": hashlib.sha256(program).hexdigest(),
     }
     try:
-        write_atomically(Path(path), b"\n".join([FIRST_LINE, json.dumps(metadata).encode(), program]))
+        replace_file(Path(path), b"\n".join([FIRST_LINE, json.dumps(metadata).encode(), program]))
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror})") from error
 

@@ -31,7 +31,7 @@ from binwrn_jax.errors import UserError, require
 from binwrn_jax.nn.layers import BN_EPSILON
 from binwrn_jax.nn.registry import create_network, default_fields
 from binwrn_jax.nn.rules import he_scale
-from binwrn_jax.store.model_folder import MODEL_FILE, save_model
+from binwrn_jax.store.model import MODEL_FILE, save_model
 
 # No file says how large its images are, and the networks take any size. All that the author released
 # take 32x32.
@@ -89,7 +89,7 @@ def read_released(path: Path) -> Released:
 
 
 def to_model(released: Released, dataset: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model that a file describes, as `binwrn_jax.store.model_folder.save_model` takes it.
+    """The model that a file describes, as `binwrn_jax.store.model.save_model` takes it.
 
     The bits become latent weights of magnitude s (Eq. 1; appendix B for plain networks), so that the
     binarised network is the author's and training can go on.

@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, checkpoints, model folders."""
+"""Model folders and checkpoints, each with a proof of its files."""

@@ -1,8 +1,9 @@
-"""Orbax behind one file: checkpoints of a run in progress, and trained models to keep."""
+"""Orbax behind one file: checkpoints of a run in progress, each with a proof of its files."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,20 @@ from typing import Any
 import jax
 
 from binwrn_jax.errors import UserError
-from binwrn_jax.store.files import readable
+from binwrn_jax.store.manifest import Damaged, check_files, describe_files, open_sealed, readable, seal
+from binwrn_jax.system.files import replace_file, sync_folder
+
+MANIFEST_FILE = "binwrn-manifest.json"
+MANIFEST_FORMAT = "binwrn-jax files 1"
+# Orbax writes these when it gives a checkpoint its name, after the manifest. They hold times and class names.
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class Checkpoints:
     """Checkpoints of a state, any tree of arrays, in ``directory``, written in the background.
 
-    The last ``keep`` are kept, and those at ``milestones`` (the cycle ends) for ever.
+    The last ``keep`` are kept, and those at ``milestones`` (the cycle ends) for ever. Each has a manifest of
+    its files, which is on the disk, as they are, before Orbax gives the checkpoint its name.
     """
 
     def __init__(self, directory: Path, keep: int, milestones: Iterable[int] = ()) -> None:
@@ -25,6 +33,7 @@ class Checkpoints:
 
         self._directory = directory
         self._ocp = ocp
+        self._saving = -1
         directory.mkdir(parents=True, exist_ok=True)
         self._check_foreign()
         # Every device has the whole state. By default each process would write a slice of each array, and a
@@ -40,6 +49,7 @@ class Checkpoints:
                 ),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
 
@@ -59,7 +69,15 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Copies the state from the devices and writes it in the background; no-op if already saved."""
         if self.latest() != step:
+            self.wait()  # one at a time, or `_write_manifest` could take the one for the other
+            self._saving = step
             self._manager.save(step, args=self._ocp.args.PyTreeSave(state), force=True)
+
+    def _write_manifest(self) -> None:
+        """Called in Orbax's thread, in process 0, when all is written and before it gets its name."""
+        names = self._directory.glob(f"{self._saving}*")
+        unnamed = [p for p in names if re.fullmatch(rf"{self._saving}\.orbax-checkpoint-tmp.*", p.name)]
+        write_manifest(unnamed[0] if unnamed else self._directory / str(self._saving))
 
     def restore(self, step: int, like: Any) -> Any:
         """Reads a checkpoint into the structure, dtypes and shardings of ``like``.
@@ -69,8 +87,8 @@ class Checkpoints:
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         path = self._directory / str(step)
-        remedy = "delete this folder to resume from the checkpoint before it, or choose another --workdir"
-        with readable(path, remedy):
+        remedy = "move this folder away to resume from the checkpoint before it, or choose another --workdir"
+        with readable(f"checkpoint {path}", remedy):
             how = self._ocp.checkpoint_utils.construct_restore_args(abstract)
             return self._manager.restore(step, args=self._ocp.args.PyTreeRestore(abstract, restore_args=how))
 
@@ -81,3 +99,80 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and stops the background threads."""
         self._manager.close()
+
+
+def write_manifest(checkpoint: Path) -> None:
+    """Brings the files of a checkpoint to the disk and then writes the proof of them beside them."""
+    sync_folder(checkpoint)
+    content = {"format": MANIFEST_FORMAT, "files": describe_files(checkpoint, _WRITTEN_LAST)}
+    replace_file(checkpoint / MANIFEST_FILE, seal(content))
+
+
+def prove(checkpoint: Path) -> bool:
+    """Reads all files of a checkpoint and compares them with its manifest.
+
+    Returns:
+      False if it has no manifest: an earlier version of this program wrote it.
+
+    Raises:
+      Damaged: it is not what was written.
+      OSError: it cannot be read.
+    """
+    try:
+        content = (checkpoint / MANIFEST_FILE).read_bytes()
+    except FileNotFoundError:
+        return False
+    try:
+        manifest = open_sealed(content)
+    except Damaged as error:
+        raise Damaged(f"{MANIFEST_FILE}: {error}") from None
+    check_files(checkpoint, manifest.get("files"))
+    return True
+
+
+def set_damaged_aside(directory: Path) -> list[str]:
+    """Looks for the newest checkpoint that proves itself and moves newer ones, which do not, out of the way.
+
+    To be called by one process, before `Checkpoints` opens the folder. A checkpoint that is moved is renamed
+    to ``.STEP.damaged`` in the same folder; training computes it anew.
+
+    Args:
+      directory: of the checkpoints; may not exist.
+
+    Returns:
+      Lines that say what was found; none where the newest checkpoint proves itself.
+
+    Raises:
+      UserError: there are checkpoints and none proves itself, or one cannot be read; nothing is moved.
+    """
+    steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
+    damaged: list[tuple[int, str]] = []
+    lines: list[str] = []
+    for step in steps:
+        path = directory / str(step)
+        try:
+            if not prove(path):
+                lines = [f"checkpoint {path} has no proof of its files: an earlier version wrote it"]
+            break
+        except Damaged as error:
+            damaged.append((step, str(error)))
+        except OSError as error:
+            raise UserError(
+                f"checkpoint {path} cannot be read ({error.strerror}: {error.filename})"
+            ) from error
+    else:
+        if damaged:
+            found = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+            raise UserError(
+                f"no checkpoint in {directory} is what was written ({found}): restore one from a copy, or "
+                "choose another --workdir"
+            )
+    for step, reason in damaged:
+        aside = directory / f".{step}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+        (directory / str(step)).rename(aside)
+        lines.append(
+            f"checkpoint {directory / str(step)} is damaged ({reason}): it is now .{step}.damaged there, and "
+            "the run goes on from the one before it"
+        )
+    return lines

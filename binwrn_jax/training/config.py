@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import re
@@ -170,6 +171,40 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """A hash of what a run computes: the same for two configurations whose results are the same.
+
+    It covers the fields that affect results (all but `FREE_FIELDS`), without those that have their default,
+    so that a new field changes no hash. Of paths, in ``init_from`` and in the name of a data set of the
+    user's own (``folder:PATH``), only the last part counts: data may lie elsewhere on another machine.
+    """
+    defaults = dict(flatten(json.loads(to_json(base_config()))))
+    fields = dict(flatten(json.loads(json.dumps(ConfigDict(config).to_dict()))))
+    counted = {
+        name: value
+        for name, value in fields.items()
+        if not is_free(name) and (name not in defaults or value != defaults[name])
+    }
+    for name in ("init_from", "data.name"):
+        if name in counted:
+            counted[name] = _without_folders(counted[name])
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
+def _without_folders(name: str) -> str:
+    """``runs/a/model`` as ``a`` (the model of a workdir); ``folder:/data/cats`` as ``folder:cats``."""
+    kind, colon, path = name.rpartition(":")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if len(parts) > 1 and parts[-1] == "model":
+        parts.pop()
+    return kind + colon + (parts[-1] if parts else "")
+
+
+def is_free(field: str, free: tuple[str, ...] = FREE_FIELDS) -> bool:
+    """Whether a field by its dotted name is one of `free`, or in a group of them."""
+    return any(field == name or field.startswith(name + ".") for name in free)
+
+
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str, ...] = FREE_FIELDS
 ) -> list[str]:
@@ -178,8 +213,7 @@ def differences(
     return [
         f"{field}: {before.get(field, 'absent')} -> {after.get(field, 'absent')}"
         for field in sorted(before.keys() | after.keys())
-        if before.get(field) != after.get(field)
-        and not any(field == name or field.startswith(name + ".") for name in free)
+        if before.get(field) != after.get(field) and not is_free(field, free)
     ]
 
 

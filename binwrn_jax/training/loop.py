@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 from collections import deque
@@ -28,8 +27,9 @@ from binwrn_jax.parallel import processes as distributed
 from binwrn_jax.parallel import sharding
 from binwrn_jax.parallel.signals import Stopped, StopRequest
 from binwrn_jax.store.checkpoints import Checkpoints
-from binwrn_jax.store.files import write_atomically
-from binwrn_jax.store.model_folder import load_model, save_model
+from binwrn_jax.store.description import Description
+from binwrn_jax.store.model import Model, load_model
+from binwrn_jax.system.files import replace_file
 from binwrn_jax.training import config as configs
 from binwrn_jax.training import metrics
 from binwrn_jax.training.moments import dataset_moments
@@ -158,7 +158,7 @@ def _train(run: Run) -> dict[str, Any]:
     log = metrics.NoLog()
     if distributed.is_first():
         write_config(workdir, config)  # fields that may differ between two starts, such as data.dir
-        write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
+        replace_file(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
         log = metrics.MetricsLog(workdir, step, config.log.tensorboard)
     run.resources.callback(log.close)
     weights = sum(
@@ -221,20 +221,20 @@ def _train(run: Run) -> dict[str, Any]:
                 f"top-5 {averaged['top5_error']:.2f} %"
             )
         epoch = step // steps_per_epoch
-        description = {
-            "model": config.model.to_dict(),
-            "num_classes": spec.num_classes,
-            "image_shape": list(spec.image_shape),
-            "dataset": spec.name,
-            "class_names": list(class_names(spec.name, folder)),
-            "input": {"resize": spec.resize},
-            "epoch": epoch,
-            "step": step,
-            "test": {"split": test_split, **result},
-            "config_sha256": hashlib.sha256(configs.to_json(config).encode()).hexdigest(),
-        }
+        description = Description(
+            num_classes=spec.num_classes,
+            image_shape=spec.image_shape,
+            model=config.model.to_dict(),
+            dataset=spec.name,
+            class_names=class_names(spec.name, folder),
+            input={"resize": spec.resize},
+            epoch=epoch,
+            step=step,
+            test={"split": test_split, **result},
+            config_sha256=configs.config_sha256(config),
+        )
         if distributed.is_first():
-            save_model(workdir / "model", variables, description)
+            Model(model, variables, description).save(workdir / "model")
         log.write(
             "eval",
             step,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from binwrn_jax.errors import require
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.system.files import replace_file
 
 Record = dict[str, Any]
 
@@ -45,7 +45,7 @@ class MetricsLog:
     def __init__(self, workdir: Path, resume_step: int, tensorboard: bool = False) -> None:
         path = workdir / "metrics.jsonl"
         self.records = [record for record in read_records(path) if record["step"] <= resume_step]
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
+        replace_file(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = open(path, "a")  # noqa: SIM115, lives as long as the run
         self._board = None
         if tensorboard:

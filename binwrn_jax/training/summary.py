@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from binwrn_jax.errors import UserError
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.system.files import replace_file
 from binwrn_jax.training.metrics import Record, draw_curves
 
 
@@ -66,5 +66,5 @@ def write_summary(
         draw_curves(workdir / "curves.png", records, f"{title}: test error {summary['test_error']:.2f} %")
     except UserError as missing:  # the package for plots
         logging.getLogger(__name__).info("%s", missing)
-    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    replace_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary

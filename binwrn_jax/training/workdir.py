@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import secrets
@@ -21,7 +22,8 @@ from ml_collections import ConfigDict
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.parallel import processes as distributed
-from binwrn_jax.store.files import write_atomically
+from binwrn_jax.store.checkpoints import set_damaged_aside
+from binwrn_jax.system.files import remove_leftovers, replace_file
 from binwrn_jax.training import config as configs
 from binwrn_jax.training.state import TrainState
 
@@ -38,6 +40,8 @@ RUN_FILES = (
     "summary.json",
     "tensorboard",
 )
+
+_log = logging.getLogger("binwrn_jax")
 
 
 @contextlib.contextmanager
@@ -87,6 +91,7 @@ def _locked_by_first(workdir: Path) -> Iterator[None]:
         file.write(secrets.token_hex(8))
         file.flush()
         os.fsync(file.fileno())  # a mounted bucket shows it to other machines only then
+        remove_leftovers(workdir, {*RUN_FILES, "config.json"}, alone=True)
         try:
             yield
         finally:
@@ -132,11 +137,13 @@ def claim_workdir(workdir: Path, config: ConfigDict, state: TrainState, mileston
         raise UserError(f"{workdir} has {found[0]} but no config.json: choose another --workdir")
     else:
         write_config(workdir, config)
+    for line in set_damaged_aside(workdir / "checkpoints"):
+        _log.warning("%s", line)
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes ``config.json``."""
-    write_atomically(workdir / "config.json", configs.to_json(config))
+    replace_file(workdir / "config.json", configs.to_json(config))
 
 
 def describe_environment() -> dict[str, Any]:

@@ -33,7 +33,7 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import evaluate, make_eval_step, measure
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
-from binwrn_jax.store.model_folder import load_model, save_model
+from binwrn_jax.store.model import load_model, save_model
 from binwrn_jax.training.config import base_config, check
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR")

@@ -195,7 +195,7 @@ def test_released_network_predicts_the_same_from_both_files(tmp_path):
 
     source = Path(os.environ["BINWRN_OFFICIAL_DIR"]) / "keras_cifar10_allparams.mat"
     import_released(source, tmp_path / "model", "cifar10")
-    from binwrn_jax.store.model_folder import load_model
+    from binwrn_jax.store.model import load_model
 
     data = load("cifar10", "test", limit=200)
     packed = pack(*load_model(tmp_path / "model"), data.images[0])

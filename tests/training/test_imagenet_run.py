@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from binwrn_jax.cli.main import main
-from binwrn_jax.store.model_folder import load_model
+from binwrn_jax.store.model import load_model
 
 ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("TFDS_DATA_DIR", "")
