@@ -101,7 +101,8 @@ def test_finished_run_is_left_alone(whole):
 def run(capsys, *arguments: str) -> tuple[int, str]:
     """The program in this process: exit code and stderr."""
     os.chdir(ROOT)
-    code = cli.main(["train", "--config.devices=1", *arguments])
+    config = [a for a in arguments if a.startswith("--config=")] or ["--config=configs/digits.py"]
+    code = cli.main(["train", *config, "--config.devices=1", *(a for a in arguments if a not in config)])
     return code, capsys.readouterr().err
 
 
