@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 from common import machine, markdown, spread
 
-from binwrn_jax.data.sources import load
+from binwrn_jax.data.open import load
 from binwrn_jax.training.augment import CUTOUT, PAD, augment
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from common import markdown
 
-from binwrn_jax.data.sources import dataset_spec
+from binwrn_jax.data.catalog import lookup
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
 from binwrn_jax.preflight.collectives import collectives
@@ -43,7 +43,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent / "configs"))
     config = __import__(arguments.config).get_config(arguments.spec)
     config.batch_size = arguments.batch
-    spec = dataset_spec(config.data.name)
+    spec = lookup(config.data.name)
     batch = jax.ShapeDtypeStruct((arguments.batch, *spec.image_shape), np.uint8)
     labels = jax.ShapeDtypeStruct((arguments.batch,), np.int32)
     inputs = {"images": batch, "labels": labels}

@@ -18,7 +18,7 @@ import flax.linen as nn
 import numpy as np
 
 from binwrn_jax.cli.main import main as binwrn
-from binwrn_jax.data.sources import load
+from binwrn_jax.data.open import load
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.evaluation import ArrayImages, measure
 from binwrn_jax.nn import layers

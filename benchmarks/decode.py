@@ -74,12 +74,13 @@ def workers(records: Any, count: int, batch_size: int, batches: int) -> dict[str
     """Images/s by the clock of the whole path with so many workers, and the memory of one of them, in MB."""
     import psutil
 
-    from binwrn_jax.data import streamed as pipeline
+    from binwrn_jax.data.catalog import lookup
+    from binwrn_jax.data.streamed import TrainBatches
+    from binwrn_jax.data.workers import stream
 
-    source = pipeline.TrainBatches(
-        "imagenet2012", records, 1000, batch_size, range(batch_size), 0, "scale_aspect_flip"
-    )
-    iterator = pipeline.stream(source, 0, count, count)
+    facts = lookup("imagenet2012")
+    source = TrainBatches(records, facts, batch_size, range(batch_size), 0, "scale_aspect_flip")
+    iterator = stream(source, 0, count, count)
     for _ in range(3 * count):  # until all have started, and their buffers are full
         next(iterator)
     start = time.perf_counter()
@@ -110,13 +111,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from binwrn_jax.data import jpeg as imagenet
-    from binwrn_jax.data.records import parse
-    from binwrn_jax.data.sources import open_split
+    from binwrn_jax.data.open import open_dataset
 
     jpegs = []
     for split in ("train[:160]", "validation[:40]"):
-        part = open_split("imagenet2012", split)
-        jpegs += [parse(record)[0] for record in part.read(range(len(part)))]
+        part = open_dataset("imagenet2012").records(split)
+        jpegs += [example.image for example in part.read(range(len(part)))]
     sizes = [imagenet.image_size(jpeg) for jpeg in jpegs]
     boxes = {
         "random": [
@@ -170,7 +170,7 @@ def main() -> None:
     if "mean_difference_of_pixels" in result:
         print(f"mean difference of a pixel value {result['mean_difference_of_pixels']:.2f} of 255")
 
-    records = open_split("imagenet2012", "train")
+    records = open_dataset("imagenet2012").records("train")
     result["workers"] = [workers(records, count, arguments.batch_size, arguments.batches) for count in (1, 2)]
     for row in result["workers"]:
         print(

@@ -28,8 +28,7 @@ import jax
 from common import machine, markdown, process_mb, spread
 
 from binwrn_jax.cli.allocator import retain_freed_memory
-from binwrn_jax.data.sources import dataset_spec
-from binwrn_jax.data.streamed import open_data
+from binwrn_jax.data.open import open_batches, open_dataset
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
 from binwrn_jax.training import config as configs
@@ -46,12 +45,12 @@ class Bare:
     """The loop's training step, and nothing around it."""
 
     def __init__(self, config: configs.ConfigDict) -> None:
-        spec = dataset_spec(config.data.name)
+        dataset = open_dataset(config.data.name, config.data.dir or None)
+        spec = dataset.info
         mesh = sharding.make_mesh(config.devices)
-        data = open_data(
-            spec.name,
+        data = open_batches(
+            dataset,
             config.data.train_split or spec.train_split,
-            config.data.dir or None,
             mesh,
             config.batch_size,
             seed=config.seed,
@@ -115,11 +114,9 @@ def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     """One run of the loop."""
     bare = Bare(config)
     turns = Turns(bare)
-    spec = dataset_spec(config.data.name)
-    test_split = config.data.test_split or spec.test_split
-    tests = open_data(
-        spec.name, test_split, config.data.dir or None, sharding.make_mesh(config.devices), config.batch_size
-    ).size
+    dataset = open_dataset(config.data.name, config.data.dir or None)
+    test_split = config.data.test_split or dataset.info.test_split
+    tests = open_batches(dataset, test_split, sharding.make_mesh(config.devices), config.batch_size).size
 
     class Log(MetricsLog):
         def write(self, kind: str, step: int, **values: Any) -> None:
@@ -178,7 +175,7 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT / "configs"))
     config = __import__(arguments.config).get_config(arguments.spec)
-    spec = dataset_spec(config.data.name)
+    spec = open_dataset(config.data.name).info
     if arguments.train_images:
         config.data.train_split = f"{spec.train_split}[:{arguments.train_images}]"
     config.batch_size = arguments.batch or config.batch_size

@@ -427,7 +427,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(cores()), help="cores for each engine")
     parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
-    from binwrn_jax.data.sources import dataset_spec
+    from binwrn_jax.data.catalog import lookup
 
     os.sched_setaffinity(0, cores()[: arguments.threads])  # of the workers too
 
@@ -435,7 +435,7 @@ def main() -> None:
     settings = itertools.product(arguments.networks, arguments.weights, arguments.dtypes, arguments.batches)
     for network, weights, dtype, batch in settings:
         depth, width = network.split("-")
-        data = dataset_spec("imagenet2012" if depth in ("18", "34") else arguments.dataset)
+        data = lookup("imagenet2012" if depth in ("18", "34") else arguments.dataset)
         setting = {
             "network": network,
             "depth": int(depth),

@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 
 # The public names by the module that has them; __init__.pyi says the same to type checkers.
 _MODULES = {
+    "data.dataset": ("Arrays",),
     "data.on_device": ("DeviceData", "epoch_order"),
-    "data.sources": ("Arrays", "load"),
+    "data.open": ("load", "open_dataset"),
     "deploy.formats": ("open_model",),
     "deploy.packed": ("load_packed",),
     "errors": ("UserError",),

@@ -1,9 +1,10 @@
 """The public names for type checkers: what ``__init__.py`` imports at first use."""
 
+from binwrn_jax.data.dataset import Arrays as Arrays
 from binwrn_jax.data.on_device import DeviceData as DeviceData
 from binwrn_jax.data.on_device import epoch_order as epoch_order
-from binwrn_jax.data.sources import Arrays as Arrays
-from binwrn_jax.data.sources import load as load
+from binwrn_jax.data.open import load as load
+from binwrn_jax.data.open import open_dataset as open_dataset
 from binwrn_jax.deploy.formats import open_model as open_model
 from binwrn_jax.deploy.packed import load_packed as load_packed
 from binwrn_jax.errors import UserError as UserError

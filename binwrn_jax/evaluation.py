@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from binwrn_jax.data.arrays import check_arrays, check_labels
 from binwrn_jax.data.batch import Inputs, fetch
-from binwrn_jax.data.sources import Arrays
+from binwrn_jax.data.dataset import Arrays
 from binwrn_jax.errors import UserError
 
 ECE_BINS = 15

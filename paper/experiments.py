@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from binwrn_jax.data.sources import DATASETS
+from binwrn_jax.data.catalog import DATASETS
 from binwrn_jax.errors import UserError
 from binwrn_jax.graph.cost import training_flops
 from binwrn_jax.nn.wide_resnet import architecture
@@ -164,13 +164,16 @@ FILES = {
     "fashion": "mnist.py",
     "digits": "digits.py",
 }
+_TRAINS_ON = {
+    "c10": ("cifar10", ("train",)),
+    "c100": ("cifar100", ("train",)),
+    "svhn": ("svhn_cropped", ("train", "extra")),
+    "imagenet32": ("imagenet32", ("train",)),
+    "imagenet": ("imagenet2012", ("train",)),
+    "mnist": ("mnist", ("train",)),
+}
 IMAGES = {
-    "c10": 50_000,
-    "c100": 50_000,
-    "svhn": 604_388,
-    "imagenet32": 1_281_167,
-    "imagenet": 1_281_167,
-    "mnist": 60_000,
+    data: sum(DATASETS[name].splits[split] for split in splits) for data, (name, splits) in _TRAINS_ON.items()
 }
 
 # The small setting: one network, five cycles, and so few images that with 32 bits it overfits, as those of

@@ -65,7 +65,7 @@ def assert_same(ours: Trajectory, theirs: Trajectory, at_least: int = 2) -> None
 def main(argv: list[str]) -> None:
     from binwrn_jax.cli.flags import parse_flags, take_processes
     from binwrn_jax.data.on_device import DeviceData
-    from binwrn_jax.data.sources import dataset_spec, load
+    from binwrn_jax.data.open import open_dataset
     from binwrn_jax.nn.registry import create_network
     from binwrn_jax.parallel.processes import initialize
     from binwrn_jax.training import config as configs
@@ -76,8 +76,9 @@ def main(argv: list[str]) -> None:
     processes, rest = take_processes([argv[0], *argv[3:]])
     config, _, _ = parse_flags(rest, Path("configs/digits.py"))
     initialize(processes)
-    spec, mesh = dataset_spec(config.data.name), sharding.make_mesh(config.devices)
-    arrays = load(spec.name, config.data.train_split or spec.train_split)
+    dataset, mesh = open_dataset(config.data.name), sharding.make_mesh(config.devices)
+    spec = dataset.info
+    arrays = dataset.arrays(config.data.train_split or spec.train_split)
     data = DeviceData(arrays, mesh, config.batch_size, config.seed)
     model = create_network(config.model, spec.num_classes)
     optimizer = configs.build_optimizer(config, data.steps_per_epoch)

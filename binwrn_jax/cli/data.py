@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import sys
 
-from binwrn_jax.data.sources import DATASETS, WHOLE, dataset_spec, is_prepared, prepare
+from binwrn_jax.data.catalog import DATASETS, lookup
+from binwrn_jax.data.tfds import TfdsDataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepares, and counts."""
-    spec = dataset_spec(arguments.dataset)
-    there = is_prepared(spec.name, arguments.data_dir)
+    facts = lookup(arguments.dataset)
+    dataset = TfdsDataset(facts, arguments.data_dir, arguments.manual_dir)
+    there = dataset.is_prepared()
     with contextlib.redirect_stdout(sys.stderr):  # what TFDS prints is progress
-        folder, counts = prepare(spec.name, arguments.data_dir, arguments.manual_dir)
-    print(f"{spec.name} {'is' if there else 'has been'} prepared in {folder}")
+        counts = dataset.counts
+    print(f"{facts.name} {'is' if there else 'has been'} prepared in {dataset.folder}")
     for split, count in counts.items():
-        whole = WHOLE.get(spec.name, {}).get(split, count)
+        whole = facts.splits.get(split, count)
         print(
             f"  {split}: {count:,} images"
             + (f" of {whole:,}: a part of the data set" if count < whole else "")

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from binwrn_jax.data.catalog import DATASETS
+from binwrn_jax.data.dataset import DatasetInfo
 from binwrn_jax.data.jpeg import CROPS
-from binwrn_jax.data.sources import DATASETS, DatasetSpec, dataset_spec, load
+from binwrn_jax.data.open import open_dataset
 from binwrn_jax.data.streamed import StreamedImages
 from binwrn_jax.deploy.formats import RUNTIMES, open_model
 from binwrn_jax.errors import UserError
@@ -46,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints."""
-    spec = dataset_spec(arguments.dataset)
+    dataset = open_dataset(arguments.dataset, arguments.data_dir)
+    spec = dataset.info
     split = arguments.split or spec.test_split
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size is {arguments.batch_size}: it must be at least 1")
@@ -64,11 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         data: Images
         if spec.streamed:
-            data = StreamedImages(
-                spec.name, split, arguments.data_dir, arguments.limit, arguments.crops, arguments.workers
-            )
+            data = StreamedImages(dataset, split, arguments.limit, arguments.crops, arguments.workers)
         else:
-            data = ArrayImages(load(spec.name, split, arguments.data_dir, arguments.limit))
+            data = ArrayImages(dataset.arrays(split, arguments.limit))
 
     progress = Progress(sys.stderr if arguments.json else sys.stdout)
     result, logits, labels = measure(predictor, data, arguments.batch_size, progress.show)
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def check_fits(predictor: Predictor, spec: DatasetSpec) -> None:
+def check_fits(predictor: Predictor, spec: DatasetInfo) -> None:
     """Refuses a data set that the model is not for.
 
     Raises:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from binwrn_jax.data.sources import DATASETS, dataset_spec, is_prepared, load
+from binwrn_jax.data.catalog import DATASETS, lookup
+from binwrn_jax.data.tfds import TfdsDataset
 from binwrn_jax.deploy.export import PACKED_READERS, exact_arithmetic, reference_of, write_verified
 from binwrn_jax.deploy.formats import kind_of, open_model
 from binwrn_jax.deploy.packed import PackedModel, pack, read_packed, write_packed
@@ -103,11 +104,12 @@ def images_for(description: dict[str, Any], count: int, data_dir: str | None) ->
       uint8 ``[N, H, W, C]``, and what they are in words.
     """
     name, shape = description.get("dataset"), tuple(description["image_shape"])
-    if name in DATASETS and dataset_spec(name).image_shape == shape and is_prepared(name, data_dir):
-        split = dataset_spec(name).test_split
+    dataset = TfdsDataset(lookup(name), data_dir) if name in DATASETS else None
+    if dataset and lookup(name).image_shape == shape and dataset.is_prepared():
+        split = lookup(name).test_split
         # What TFDS prints while it prepares `digits` is no result.
         with contextlib.redirect_stdout(sys.stderr):
-            images = load(name, split, data_dir, count).images
+            images = dataset.arrays(split, count).images
         return images, f"{len(images)} real images, {name} {split}"
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     why = f"{name} is not prepared here" if name else "the model does not say its data set"

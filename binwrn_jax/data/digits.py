@@ -35,7 +35,7 @@ def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
     return {"train": order[~in_test], "test": order[in_test]}
 
 
-class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """TFDS builder of `sklearn.datasets.load_digits`: 8x8x1 uint8 images of the digits 0 to 9.
 
     The grey levels 0..16 become 0..255 by round(v * 255 / 16). Splits: see `split_indices`.

@@ -106,12 +106,15 @@ BOXES: dict[str, Callable[[int, int, np.random.Generator], Box]] = {
 }
 
 
-def image_size(encoded: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image, without decoding it.
+def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
+    """Height and width of an array ``[H, W, C]``, or of an encoded image, without decoding it.
 
     Raises:
       ValueError: it is no image.
     """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    encoded = image
     import simplejpeg
 
     if simplejpeg.is_jpeg(encoded):
@@ -120,8 +123,8 @@ def image_size(encoded: bytes) -> tuple[int, int]:
     import PIL.Image
 
     try:
-        with PIL.Image.open(io.BytesIO(encoded)) as image:
-            return image.height, image.width
+        with PIL.Image.open(io.BytesIO(encoded)) as opened:
+            return opened.height, opened.width
     except OSError as error:
         raise ValueError("no image that Pillow reads") from error
 
@@ -186,15 +189,19 @@ def scaled(box: Box, old: tuple[int, ...], new: tuple[int, ...]) -> Box:
 def resize(
     pixels: np.ndarray, boxes: Sequence[Box], out: np.ndarray | None = None, size: int = SIZE
 ) -> np.ndarray:
-    """Crops of an image in memory, uint8 ``[H, W, 3]``, as uint8 ``[N, size, size, 3]``."""
+    """Crops of an image in memory, uint8 ``[H, W, C]``, as uint8 ``[N, size, size, C]``; C is 1 or 3."""
     import cv2
 
     cv2.setNumThreads(1)  # processes share the cores already
     if out is None:
-        out = np.empty((len(boxes), size, size, 3), np.uint8)
+        out = np.empty((len(boxes), size, size, pixels.shape[2]), np.uint8)
     for box, target in zip(boxes, out, strict=True):
         crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
         # Bilinear samples skip pixels where an image shrinks to less than half: there, average.
         shrinks = min(box.height, box.width) >= 2 * size
-        cv2.resize(crop, (size, size), target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        rule = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        if crop.shape[2] == 1:  # OpenCV has no channel axis then
+            target[..., 0] = cv2.resize(crop[..., 0], (size, size), interpolation=rule)
+        else:
+            cv2.resize(crop, (size, size), target, interpolation=rule)
     return out

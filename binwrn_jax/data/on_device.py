@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from binwrn_jax.data.arrays import check_arrays
 from binwrn_jax.data.batch import Inputs
-from binwrn_jax.data.sources import Arrays
+from binwrn_jax.data.dataset import Arrays
 from binwrn_jax.errors import UserError
 from binwrn_jax.parallel import sharding
 
@@ -63,8 +63,9 @@ class DeviceData:
         self._training = sharding.BatchSplit(mesh, batch_size)
         # Padding costs nothing where a device would have fewer images than another one.
         self._testing = sharding.BatchSplit(mesh, self._training.padded)
-        stored = StoredImages(images.reshape(self.size, -1), images.shape[1:])
-        self._whole = sharding.put({"images": stored, "labels": labels}, self._everywhere)
+        rows = {"images": images.reshape(self.size, -1), "labels": labels}
+        stored = sharding.put(rows, self._everywhere)
+        self._whole = {**stored, "images": StoredImages(stored["images"], images.shape[1:])}
         self._order: tuple[int, np.ndarray] | None = None
 
     def check_trains(self) -> None:

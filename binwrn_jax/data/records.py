@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import os
 import resource
@@ -19,10 +18,13 @@ import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from binwrn_jax.data.cache_file import read_cached, write_cached
+from binwrn_jax.data.failures import DamagedError, is_remote
 from binwrn_jax.errors import UserError
 from binwrn_jax.system.cache import user_cache
 
@@ -36,7 +38,7 @@ class Shard(NamedTuple):
     examples_in_shard: int
 
 
-class Records(Protocol):
+class SerializedRecords(Protocol):
     """Serialized tf.train.Examples, by their index in the split."""
 
     def __len__(self) -> int: ...
@@ -46,7 +48,7 @@ class Records(Protocol):
         ...
 
 
-def open_records(builder: Any, split: str, cache_offsets: bool = False) -> Records:
+def open_records(builder: Any, split: str, cache_offsets: bool = False) -> SerializedRecords:
     """The records of a split of a prepared TFDS builder, in the order in which TFDS reads them.
 
     Args:
@@ -69,14 +71,22 @@ def open_records(builder: Any, split: str, cache_offsets: bool = False) -> Recor
     raise UserError(f"{builder.data_dir} holds {file_format} files: only array_record and tfrecord are read")
 
 
-def parse(record: bytes) -> tuple[bytes, int]:
-    """The encoded image and the label of a serialized tf.train.Example."""
+def parse(record: bytes, image: str = "image", label: str = "label") -> tuple[bytes, int]:
+    """The encoded image and the label of a serialized tf.train.Example, by the names of their features.
+
+    Raises:
+      DamagedError: the bytes are no such message, or one of other features.
+    """
+    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
-    feature = tf_example_pb2.Example.FromString(record).features.feature
-    (image,) = feature["image"].bytes_list.value
-    (label,) = feature["label"].int64_list.value
-    return image, label
+    try:
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        (encoded,) = feature[image].bytes_list.value
+        (number,) = feature[label].int64_list.value
+    except (DecodeError, ValueError) as error:
+        raise DamagedError(f"no tf.train.Example with one {image} and one {label} ({error})") from error
+    return encoded, number
 
 
 def allow_open_files() -> None:
@@ -86,7 +96,7 @@ def allow_open_files() -> None:
 
 
 class ArrayRecords:
-    """`Records` of ArrayRecord files, which have an index of their own and check their bytes."""
+    """`SerializedRecords` of ArrayRecord files, which have an index of their own and check their bytes."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -98,12 +108,17 @@ class ArrayRecords:
         return len(self._source)
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """See `Records`."""
-        return list(self._source.__getitems__(indices))
+        """See `SerializedRecords`."""
+        try:
+            return list(self._source.__getitems__(indices))
+        except RuntimeError as error:
+            if "out of bound" in str(error) or "should be at least" in str(error):
+                raise EOFError(f"fewer records in a file than dataset_info.json says ({error})") from error
+            raise
 
 
 class TFRecords:
-    """`Records` of TFRecord files, which have no index: it is built by hopping from record to record.
+    """`SerializedRecords` of TFRecord files, which have no index: it is built from the records' lengths.
 
     A record is its length (uint64), a CRC of the length, the bytes, and a CRC of the bytes (4 bytes each).
     The CRCs are not checked (Python has no CRC-32C): PNG notices most damage itself, JPEG some.
@@ -129,7 +144,7 @@ class TFRecords:
         return self._starts[-1]
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """See `Records`."""
+        """See `SerializedRecords`."""
         from etils import epath
 
         found = []
@@ -159,30 +174,29 @@ def _offsets(filenames: Sequence[str], cache: bool) -> list[np.ndarray]:
     if not filenames:
         return []
     paths = [epath.Path(name) for name in filenames]
-    sizes = [path.stat().length for path in paths]
+    sizes = [_file_size(path) for path in paths]
     key = hashlib.sha256(repr([(p.name, s) for p, s in zip(paths, sizes, strict=True)]).encode()).hexdigest()
-    places = [
-        paths[0].parent / f".binwrn-offsets-{key[:16]}.npz",
-        epath.Path(user_cache("offsets") / f"{key[:32]}.npz"),
-    ]
+    places = [user_cache("offsets") / f"{key[:32]}.npz"]
+    if not is_remote(paths[0]):
+        places.insert(0, Path(paths[0].parent) / f".binwrn-offsets-{key[:16]}.npz")
     for place in places if cache else ():
-        with (
-            contextlib.suppress(OSError, ValueError, EOFError),
-            np.load(io.BytesIO(place.read_bytes())) as npz,
+        found = read_cached(place)
+        if found and all(
+            str(i) in found and found[str(i)][-1:].tolist() == [size] for i, size in enumerate(sizes)
         ):
-            return [npz[str(i)] for i in range(len(paths))]
+            return [found[str(i)] for i in range(len(paths))]
     with ThreadPoolExecutor(16) as pool:  # where files are remote, waiting is most of it
         offsets = list(pool.map(_scan, paths, sizes))
-    buffer = io.BytesIO()
-    np.savez(buffer, **{str(i): array for i, array in enumerate(offsets)})
-    for place in places if cache else ():
-        with contextlib.suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(buffer.getvalue())
-            temporary.replace(place)
-            break
+    if cache:
+        write_cached(places, {str(i): array for i, array in enumerate(offsets)})
     return offsets
+
+
+def _file_size(path: Any) -> int:
+    """Bytes of a file, local or remote."""
+    if is_remote(path):
+        return int(path.stat().length)
+    return os.stat(path).st_size  # etils looks the owner's name up besides, and not every owner has one
 
 
 def _scan(path: Any, size: int) -> np.ndarray:

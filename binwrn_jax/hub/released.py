@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from binwrn_jax.data.sources import class_names, dataset_spec
+from binwrn_jax.data.catalog import lookup
+from binwrn_jax.data.open import open_dataset
 from binwrn_jax.errors import UserError, require
 from binwrn_jax.nn.layers import BN_EPSILON
 from binwrn_jax.nn.registry import create_network, default_fields
@@ -119,13 +120,13 @@ def to_model(released: Released, dataset: str | None = None) -> tuple[dict[str, 
         "affine": learned,
     }
     if dataset:
-        spec = dataset_spec(dataset)
+        spec = lookup(dataset)
         if (spec.num_classes, spec.image_shape[2]) != (classes, channels):
             raise UserError(
                 f"the network has {channels} input channels and {classes} classes, but {dataset} has "
                 f"{spec.image_shape[2]} and {spec.num_classes}: name another --dataset, or none"
             )
-    size = dataset_spec(dataset).image_shape[:2] if dataset else ASSUMED_SIZE
+    size = lookup(dataset).image_shape[:2] if dataset else ASSUMED_SIZE
 
     model = create_network(fields, classes)
     image = np.zeros((1, *size, channels), np.uint8)
@@ -163,7 +164,7 @@ def to_model(released: Released, dataset: str | None = None) -> tuple[dict[str, 
         "image_shape": [*size, channels],
         "image_size_assumed": dataset is None,
         "dataset": dataset,
-        "class_names": list(class_names(dataset)) if dataset else [],
+        "class_names": list(open_dataset(dataset).info.class_names) if dataset else [],
         "epoch": len(released.accuracy) or None,
         "test": None,  # nothing measured here yet
         "recorded": {"accuracy_by_epoch": released.accuracy} if released.accuracy else None,

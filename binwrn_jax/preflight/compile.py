@@ -20,8 +20,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from binwrn_jax.data.catalog import lookup
+from binwrn_jax.data.dataset import DatasetInfo
 from binwrn_jax.data.on_device import StoredImages
-from binwrn_jax.data.sources import DatasetSpec, dataset_spec
+from binwrn_jax.data.splits import split_size
 from binwrn_jax.errors import UserError
 from binwrn_jax.graph import cost
 from binwrn_jax.nn.operations import portable
@@ -66,20 +68,6 @@ MAX_CPU_DEVICES = 256
 
 # With 0, the compiler's default, the 18-2.5 step takes some fifteen minutes on two cores.
 QUICK = -1.0
-
-# Images in the splits, so that no data need be at hand: those of the TFDS builders.
-SPLIT_IMAGES: dict[str, dict[str, int]] = {
-    "digits": {"train": 1437, "test": 360},
-    "mnist": {"train": 60_000, "test": 10_000},
-    "fashion_mnist": {"train": 60_000, "test": 10_000},
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "cifar100": {"train": 50_000, "test": 10_000},
-    "svhn_cropped": {"train": 73_257, "test": 26_032, "extra": 531_131},
-    "imagenet32": {"train": 1_281_167, "validation": 50_000},
-    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
-    "imagenet_v2": {"test": 10_000},
-    "imagenette": {"train": 9_469, "validation": 3_925},
-}
 
 
 class Topology(NamedTuple):
@@ -183,32 +171,18 @@ def _cpu_devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def train_images(spec: DatasetSpec, split: str) -> int:
+def train_images(spec: DatasetInfo, split: str) -> int:
     """Images in a training split, without any data on disk.
 
     Raises:
       UserError: no such split.
     """
-    sizes = SPLIT_IMAGES[spec.name]
-    if split in sizes:
-        return sizes[split]
-    from tensorflow_datasets.core import naming, splits
-
-    names = naming.ShardedFileTemplate(data_dir="", dataset_name=spec.name, filetype_suffix="array_record")
-    infos = [splits.SplitInfo(name, [size], 0, names) for name, size in sizes.items()]
-    known = splits.SplitDict(infos)
-    try:
-        return int(known[split].num_examples)
-    except Exception:  # it depends on what is wrong with it
-        raise UserError(
-            f"{spec.name} has no split {split!r}: there are {', '.join(sizes)}, sums of them, and slices "
-            "such as 'train[:1000]'"
-        ) from None
+    return split_size(spec.name, spec.splits, split)
 
 
 def state_shapes(config: ConfigDict) -> TrainState:
     """The state of a run as shapes."""
-    spec = dataset_spec(config.data.name)
+    spec = lookup(config.data.name)
     model = create_network(config.model, spec.num_classes)
     optimizer = configs.build_optimizer(config, steps_per_epoch=1)
     return jax.eval_shape(lambda: init_state(model, optimizer, spec.image_shape))
@@ -216,7 +190,7 @@ def state_shapes(config: ConfigDict) -> TrainState:
 
 def input_shapes(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """What the step of a run takes besides the state, as shapes, see `binwrn_jax.data.batch.fetch`."""
-    spec = dataset_spec(config.data.name)
+    spec = lookup(config.data.name)
     split = sharding.BatchSplit(mesh, config.batch_size)
     if spec.streamed:
         return {
@@ -272,7 +246,7 @@ def compile_step(config: ConfigDict, devices: list[jax.Device], effort: float = 
     """
     mesh = sharding.make_mesh(config.devices, devices)
     sharding.check_batch(config.batch_size, config.model.ghost_size, config.accumulate)
-    spec = dataset_spec(config.data.name)
+    spec = lookup(config.data.name)
     images = train_images(spec, config.data.train_split or spec.train_split)
     steps_per_epoch = max(images // config.batch_size, 1)
     model = create_network(config.model, spec.num_classes)
@@ -471,7 +445,7 @@ def preflight(
     Raises:
       UserError: see `compile_step`.
     """
-    spec = dataset_spec(config.data.name)
+    spec = lookup(config.data.name)
     count = config.devices or len(place.devices)
     images = train_images(spec, config.data.train_split or spec.train_split)
     kind = place.kinds[0] if place.kinds else None

@@ -12,8 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from binwrn_jax.data.catalog import lookup
 from binwrn_jax.data.jpeg import BOXES, CROPS
-from binwrn_jax.data.sources import dataset_spec
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.registry import create_network, default_fields
 from binwrn_jax.nn.rules import RULES as WEIGHT_RULES
@@ -223,7 +223,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: the first mistake found, with what to do.
     """
-    spec = dataset_spec(config.data.name)
+    spec = lookup(config.data.name)
     create_network(config.model, num_classes=2).check()
     for field, value, choices in (
         ("augmentation", config.augmentation, AUGMENTATIONS),

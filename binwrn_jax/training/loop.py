@@ -14,8 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from binwrn_jax.data.sources import class_names, dataset_spec, load
-from binwrn_jax.data.streamed import open_data
+from binwrn_jax.data.open import open_batches, open_dataset
 from binwrn_jax.deploy.export import pack_model
 from binwrn_jax.deploy.packed import load_packed
 from binwrn_jax.errors import UserError
@@ -118,17 +117,17 @@ def _train(run: Run) -> dict[str, Any]:
         stop.vote = distributed.StopVote(mesh, lag=IN_FLIGHT)
 
     # The data: small sets whole on each device, large ones streamed from disk.
-    spec = dataset_spec(config.data.name)
+    dataset = open_dataset(config.data.name, config.data.dir or None)
+    spec = dataset.info
     train_split = config.data.train_split or spec.train_split
     test_split = config.data.test_split or spec.test_split
-    folder = config.data.dir or None
     streaming = {"workers": config.data.workers, "prefetch": config.data.prefetch}
     training = {"seed": config.seed, "augmentation": config.augmentation}
     eval_batch = sharding.BatchSplit(mesh, config.eval.batch_size).padded
     data, test_data = distributed.first_then_others(  # process 0 may have to prepare the data set
         lambda: (
-            open_data(spec.name, train_split, folder, mesh, config.batch_size, **training, **streaming),
-            open_data(spec.name, test_split, folder, mesh, eval_batch, **streaming),
+            open_batches(dataset, train_split, mesh, config.batch_size, **training, **streaming),
+            open_batches(dataset, test_split, mesh, eval_batch, **streaming),
         )
     )
     run.resources.callback(data.close)
@@ -210,9 +209,7 @@ def _train(run: Run) -> dict[str, Any]:
         )
         if config.eval.crops > 1 and step >= total_steps:
             batch = sharding.BatchSplit(mesh, -(-eval_batch // config.eval.crops)).padded
-            crops = open_data(
-                spec.name, test_split, folder, mesh, batch, crops=config.eval.crops, **streaming
-            )
+            crops = open_batches(dataset, test_split, mesh, batch, crops=config.eval.crops, **streaming)
             batches = interruptible(crops.in_order(), -(-crops.size // batch), f"{config.eval.crops} crops:")
             averaged = evaluate(eval_step, variables, batches)
             result |= {f"crops_{key}": averaged[key] for key in ("error", "top5_error", "loss")}
@@ -226,7 +223,7 @@ def _train(run: Run) -> dict[str, Any]:
             image_shape=spec.image_shape,
             model=config.model.to_dict(),
             dataset=spec.name,
-            class_names=class_names(spec.name, folder),
+            class_names=dataset.info.class_names,
             input={"resize": spec.resize},
             epoch=epoch,
             step=step,
@@ -349,7 +346,7 @@ def _train(run: Run) -> dict[str, Any]:
 
     def pack() -> bool:
         try:
-            proof = load(spec.name, test_split, folder, PROOF_IMAGES).images
+            proof = dataset.arrays(test_split, PROOF_IMAGES).images
             pack_model(workdir / "model", path, proof)
         except UserError as failure:  # the training diverged, for example
             progress.say(f"no packed file: {failure}")

@@ -13,7 +13,7 @@ from packed_models import GOLDEN, golden_model
 
 from binwrn_jax.cli import predict
 from binwrn_jax.cli.main import main
-from binwrn_jax.cli.predict import Unreadable, read_images
+from binwrn_jax.data.images import UnreadableImage, read_images
 from binwrn_jax.deploy.packed import open_numpy, read_packed, write_packed
 
 RGB, GREY = (6, 7, 3), (6, 7, 1)
@@ -162,7 +162,7 @@ def saved(array):
 )
 def test_unreadable_content_is_named_in_one_line(tmp_path, content):
     (tmp_path / "bad").write_bytes(content)
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableImage) as caught:
         read(tmp_path / "bad")
     assert str(tmp_path / "bad") in str(caught.value) and "\n" not in str(caught.value)
 
@@ -173,19 +173,19 @@ def test_truncated_files_are_unreadable(tmp_path, picture, suffix):
     buffer = io.BytesIO()
     PIL.Image.fromarray(big).save(buffer, suffix.replace("jpg", "jpeg"))
     (tmp_path / "bad").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableImage):
         read(tmp_path / "bad")
 
 
 def test_float_pixels_are_refused(tmp_path, picture):
     PIL.Image.fromarray(picture[..., 0].astype(np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(Unreadable, match="mode F"):
+    with pytest.raises(UnreadableImage, match="mode F"):
         read(tmp_path / "a.tiff")
 
 
 def test_models_of_other_channels_take_arrays_alone(tmp_path, picture):
     PIL.Image.fromarray(picture).save(tmp_path / "a.png")
-    with pytest.raises(Unreadable, match="the model takes 2 channels"):
+    with pytest.raises(UnreadableImage, match="the model takes 2 channels"):
         read(tmp_path / "a.png", (6, 7, 2))
     np.save(tmp_path / "a.npy", picture[..., :2])
     np.testing.assert_array_equal(read(tmp_path / "a.npy", (6, 7, 2)), picture[..., :2])

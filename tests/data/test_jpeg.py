@@ -24,10 +24,12 @@ import scipy.special
 
 from binwrn_jax.cli.main import main
 from binwrn_jax.data import jpeg as imagenet
-from binwrn_jax.data import records, sources
-from binwrn_jax.data import streamed as pipeline
+from binwrn_jax.data import records
+from binwrn_jax.data.dataset import Example
 from binwrn_jax.data.jpeg import Box
-from binwrn_jax.data.streamed import StreamedImages
+from binwrn_jax.data.open import open_dataset
+from binwrn_jax.data.streamed import StreamedData, StreamedImages, TestBatches, TrainBatches
+from binwrn_jax.data.workers import iterate_batches, stream
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import evaluate, make_eval_step, measure
@@ -98,10 +100,13 @@ def root(tmp_path_factory):
     return root
 
 
+def imagenet2012(root):
+    return open_dataset("imagenet2012", str(root))
+
+
 def streamed(root, split="train", batch_size=8, devices=1, **options):
     mesh = sharding.make_mesh(devices)
-    spec = sources.dataset_spec("imagenet2012")
-    return pipeline.StreamedData(spec, split, str(root), mesh, batch_size, **options)
+    return StreamedData(imagenet2012(root), split, mesh, batch_size, **options)
 
 
 def host(inputs):
@@ -265,9 +270,9 @@ def test_an_epoch_shows_each_record_once(root):
         assert sorted(epoch) == list(range(22))  # label i is record i
     assert not np.array_equal(labels[0], labels[1])
     # The crop of a record: what the functions above say, and another one in each epoch.
-    train = sources.open_split("imagenet2012", "train", str(root))
+    train = imagenet2012(root).records("train")
     for epoch in range(2):
-        encoded, label = records.parse(train.read([5])[0])
+        ((encoded, label),) = train.read([5])
         assert label == 5
         box = imagenet.scale_aspect_box(*imagenet.image_size(encoded), imagenet.random_stream(3, epoch, 5))
         images = np.concatenate([batch["images"] for batch in epochs[epoch]])
@@ -300,11 +305,11 @@ def test_number_of_devices_changes_nothing(root, eight_devices):
 
 
 def test_rows_of_several_processes_are_the_rows_of_one(root):
-    source = sources.open_split("imagenet2012", "train", str(root))
+    dataset = imagenet2012(root)
 
     def batch(rows):
-        args = ("train", source, 1000, 8, rows)
-        return pipeline.TrainBatches(*args, seed=2, augmentation="scale_aspect_flip")[4]
+        args = (dataset.records("train"), dataset.info, 8, rows)
+        return TrainBatches(*args, seed=2, augmentation="scale_aspect_flip")[4]
 
     whole, parts = batch(range(8)), [batch(range(0, 3)), batch(range(3, 8))]
     for name in whole:
@@ -316,15 +321,15 @@ import sys
 import jax
 import numpy as np
 from binwrn_jax.parallel import sharding
-from binwrn_jax.data import streamed as pipeline
-from binwrn_jax.data import sources
+from binwrn_jax.data.open import open_dataset
+from binwrn_jax.data.streamed import StreamedData
 
 port, process, root, out = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-spec, mesh = sources.dataset_spec("imagenet2012"), sharding.make_mesh()
-data = pipeline.StreamedData(spec, "train", root, mesh, 8, seed=4, augmentation="scale_aspect_flip")
-test = pipeline.StreamedData(spec, "validation", root, mesh, 8)
+dataset, mesh = open_dataset("imagenet2012", root), sharding.make_mesh()
+data = StreamedData(dataset, "train", mesh, 8, seed=4, augmentation="scale_aspect_flip")
+test = StreamedData(dataset, "validation", mesh, 8)
 found = {}
 for name, batch in (("train", data.batch(3)), ("test", next(test.in_order()))):
     for field, value in batch.items():
@@ -371,7 +376,7 @@ def test_in_order_covers_every_image_once(root):
     assert [batch["mask"].tolist() for batch in batches] == [[True] * 4, [True] * 3 + [False]]
     labels = np.concatenate([batch["labels"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(labels, range(7))
-    arrays = sources.load("imagenet2012", "validation", str(root))
+    arrays = imagenet2012(root).arrays("validation")
     images = np.concatenate([batch["images"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(images, arrays.images)
     np.testing.assert_array_equal(arrays.labels, range(7))
@@ -381,8 +386,8 @@ def test_25_crops_of_each_image(root):
     data = streamed(root, "validation", batch_size=3, crops=25)
     batches = [host(batch) for batch in data.in_order()]
     assert batches[0]["images"].shape == (3, 25, 224, 224, 3)
-    validation = sources.open_split("imagenet2012", "validation", str(root))
-    encoded, _ = records.parse(validation.read([4])[0])
+    validation = imagenet2012(root).records("validation")
+    ((encoded, _),) = validation.read([4])
     boxes = imagenet.crop_boxes(*imagenet.image_size(encoded), 4, 25)
     np.testing.assert_array_equal(batches[1]["images"][1], imagenet.decode(encoded, boxes))
 
@@ -414,15 +419,21 @@ def test_workers_change_nothing_and_their_death_is_told(root):
 
 def test_damage_is_told_in_one_line(root, tmp_path):
     class Damaged:
+        folder = "FOLDER"
+
         def __len__(self):
             return 8
 
         def read(self, indices):
-            return [example(b"\xff\xd8\xff no JPEG" if i == 5 else jpeg(picture(30, 30)), 1) for i in indices]
+            for i in indices:
+                yield Example(b"\xff\xd8\xff no JPEG" if i == 5 else jpeg(picture(30, 30)), 1)
 
-    source = pipeline.TestBatches("imagenet2012 'train'", Damaged(), 1000, 8, range(8))
-    with pytest.raises(UserError, match=r"cannot read imagenet2012 'train' near record 5 \(") as caught:
-        list(pipeline.follow(pipeline.stream(source, 0, 0, 1)))
+        def describe(self, index):
+            return f"the train split near record {index}"
+
+    source = TestBatches(Damaged(), imagenet2012(root).info, 8, range(8))
+    with pytest.raises(UserError, match=r"cannot read the train split near record 5 \(.*delete") as caught:
+        list(iterate_batches(stream(source, 0, 0, 1)))
     assert "\n" not in str(caught.value)
 
 
@@ -447,21 +458,22 @@ def test_tfrecords_are_read_at_random(root, tmp_path, monkeypatch):
     (folder,) = (tmp_path / "tfds" / "imagenet2012").iterdir()
     to_tfrecord(folder)
     names = "train[5:9]+validation[2:4]"
-    ours = sources.open_split("imagenet2012", names, str(tmp_path / "tfds"))
-    theirs = sources.open_split("imagenet2012", names, str(root))
+    copy = imagenet2012(tmp_path / "tfds")
+    ours = copy.records(names).serialized
+    theirs = imagenet2012(root).records(names).serialized
     assert len(ours) == len(theirs) == 6
     assert ours.read([5, 0, 3]) == theirs.read([5, 0, 3])
     assert pickle.loads(pickle.dumps(ours)).read([4]) == theirs.read([4])
     # The offsets are kept, and believed as long as names and sizes are the same.
     (_,) = folder.glob(".binwrn-offsets-*")
     monkeypatch.setattr(records, "_scan", lambda *args: pytest.fail("scanned again"))
-    again = sources.open_split("imagenet2012", names, str(tmp_path / "tfds"))
+    again = copy.records(names).serialized
     assert again.read([1]) == theirs.read([1])
     monkeypatch.undo()
     train = folder / "imagenet2012-train.tfrecord-00000-of-00001"
     train.write_bytes(train.read_bytes()[:-10])
     with pytest.raises(UserError, match="ends within a record"):
-        sources.open_split("imagenet2012", "train", str(tmp_path / "tfds"))
+        copy.records("train")
 
 
 # --- evaluation -------------------------------------------------------------------------------------------
@@ -478,13 +490,13 @@ def model(tmp_path_factory):
     moments = jax.device_get(apply(variables, images)[1]["moments"])
     stats = {name: {"mean": m["mean"], "var": m["std"] ** 2} for name, m in moments.items()}
     # Only the first ten classes have a chance: so some of the seven labels are right, and some among five.
-    stats["bn8"] = {**stats["bn8"], "mean": stats["bn8"]["mean"] + 30 * (np.arange(1000) >= 10)}
+    stats["bn8"] = {**stats["bn8"], "mean": stats["bn8"]["mean"] + np.float32(30) * (np.arange(1000) >= 10)}
     description = {
         "model": fields,
         "num_classes": 1000,
         "image_shape": [224, 224, 3],
         "dataset": "imagenet2012",
-        "class_names": list(sources.class_names("imagenet2012")),
+        "class_names": list(open_dataset("imagenet2012").info.class_names),
         "input": {"resize": "center_crop"},
     }
     folder = tmp_path_factory.mktemp("model")
@@ -499,14 +511,13 @@ def predictor(model):
 
 @pytest.mark.parametrize("crops", [1, 25])
 def test_measured_over_the_crops_of_each_image(predictor, root, crops):
-    data = StreamedImages("imagenet2012", "validation", str(root), crops=crops)
+    data = StreamedImages(imagenet2012(root), "validation", crops=crops)
     assert len(data) == 7
     result, logits, labels = measure(predictor, data)
     # The same by hand, in float64.
-    validation = sources.open_split("imagenet2012", "validation", str(root))
+    validation = imagenet2012(root).records("validation")
     images = []
-    for index, record in enumerate(validation.read(range(7))):
-        encoded, _ = records.parse(record)
+    for index, (encoded, _) in enumerate(validation.read(range(7))):
         boxes = imagenet.crop_boxes(*imagenet.image_size(encoded), index, crops)
         images.append(imagenet.decode(encoded, boxes))
     each = scipy.special.softmax(predictor(np.concatenate(images)).astype(np.float64), axis=1)
@@ -540,8 +551,8 @@ def test_the_command_and_the_run_evaluate_alike(capsys, model, root, tmp_path):
 
 
 def test_predict_sees_what_evaluation_sees(capsys, model, predictor, root, tmp_path):
-    validation = sources.open_split("imagenet2012", "validation", str(root))
-    encoded, _ = records.parse(validation.read([2])[0])
+    validation = imagenet2012(root).records("validation")
+    ((encoded, _),) = validation.read([2])
     (tmp_path / "photo.jpg").write_bytes(encoded)
     pixels = np.asarray(PIL.Image.open(tmp_path / "photo.jpg"))
     PIL.Image.fromarray(pixels).save(tmp_path / "same.png")
@@ -550,7 +561,7 @@ def test_predict_sees_what_evaluation_sees(capsys, model, predictor, root, tmp_p
     assert main(["predict", str(model), *files, "--json"]) == 0
     answers = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
     assert answers[0] == answers[2] and [p["class"] for p in answers[1]] == [p["class"] for p in answers[0]]
-    arrays = sources.load("imagenet2012", "validation", str(root), limit=3)
+    arrays = imagenet2012(root).arrays("validation", limit=3)
     best = int(predictor(arrays.images[2:])[0].argmax())
     assert answers[0][0]["class"] == best and answers[0][0]["name"].startswith("n")
 

@@ -189,7 +189,7 @@ def test_released_network_predicts_the_same_from_both_files(tmp_path):
             pytest.skip(f"needs {variable}")
     from pathlib import Path
 
-    from binwrn_jax.data.sources import load
+    from binwrn_jax.data.open import load
     from binwrn_jax.deploy.formats import open_model
     from binwrn_jax.hub.released import import_released
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from binwrn_jax.cli.main import main
-from binwrn_jax.data.sources import load
+from binwrn_jax.data.open import load
 from binwrn_jax.deploy import native, numpy_reader
 from binwrn_jax.deploy.c_source import CProgram, generate
 from binwrn_jax.deploy.formats import open_model

@@ -13,13 +13,12 @@ import pytest
 from binwrn_jax import UserError
 from binwrn_jax.cli.main import main
 from binwrn_jax.cli.preflight import lines
-from binwrn_jax.data.sources import DATASETS, dataset_spec
+from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.graph.cost import training_flops
 from binwrn_jax.parallel import hardware
 from binwrn_jax.parallel.sharding import make_mesh
 from binwrn_jax.preflight.collectives import Collective
 from binwrn_jax.preflight.compile import (
-    SPLIT_IMAGES,
     OutOfMemory,
     Topology,
     _out_of_memory,
@@ -214,20 +213,19 @@ def test_every_tpu_has_links_and_the_links_of_a_chip_are_shared():
 
 
 def test_images_of_every_data_set():
-    assert set(SPLIT_IMAGES) >= set(DATASETS)
-    for name, spec in DATASETS.items():
-        assert {spec.train_split, spec.test_split} <= set(SPLIT_IMAGES[name])
-    svhn = dataset_spec("svhn_cropped")
+    for spec in DATASETS.values():
+        assert {spec.train_split, spec.test_split} <= set(spec.splits)
+    svhn = lookup("svhn_cropped")
     assert train_images(svhn, "train+extra") == 73_257 + 531_131
     assert train_images(svhn, "train[:1000]") == 1000
     assert train_images(svhn, "train[90%:]") == 73_257 - round(73_257 * 0.9)
-    with pytest.raises(UserError, match="no split 'valid': there are train, test, extra"):
+    with pytest.raises(UserError, match="no split 'valid'; available: train, test, extra"):
         train_images(svhn, "valid")
 
 
 def test_digits_are_counted_right(digits):
     train, test = digits
-    assert SPLIT_IMAGES["digits"] == {"train": len(train.labels), "test": len(test.labels)}
+    assert DATASETS["digits"].splits == {"train": len(train.labels), "test": len(test.labels)}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from oracles import as_if_trained
 
 from binwrn_jax import BatchNorm, DeviceData, WideResNet, dataset_moments, make_mesh, make_moments_step
-from binwrn_jax.data.sources import Arrays
+from binwrn_jax.data.dataset import Arrays
 
 EPSILON = 1e-5
 
