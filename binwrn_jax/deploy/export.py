@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from binwrn_jax.deploy.packed import PackedModel, open_numpy, open_packed, pack, write_packed
+from binwrn_jax.deploy.jax_runtime import open_packed
+from binwrn_jax.deploy.numpy_runtime import open_numpy
+from binwrn_jax.deploy.packed import PackedModel, pack, write_packed
 from binwrn_jax.deploy.predictor import JaxPredictor
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import Predictor

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from binwrn_jax.data.open import open_batches, open_dataset
 from binwrn_jax.deploy.export import pack_model
-from binwrn_jax.deploy.packed import load_packed
+from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import evaluate, make_eval_step
 from binwrn_jax.graph import cost
