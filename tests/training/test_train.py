@@ -16,7 +16,7 @@ from runs import ROOT, RUN, assert_same_network, finish, numbers, shared_compila
 from binwrn_jax.cli import main as cli
 from binwrn_jax.cli.handler import guarded
 from binwrn_jax.store.model import load_model
-from binwrn_jax.training.metrics import read_records
+from binwrn_jax.training.records import read_records
 
 
 @pytest.fixture(scope="module")
