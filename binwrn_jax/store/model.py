@@ -118,7 +118,7 @@ class Model:
           float32 ``[N, num_classes]``.
         """
         network = self.network.clone(dtype=jnp.float32) if hasattr(self.network, "dtype") else self.network
-        return jnp.asarray(network.apply(variables, images))
+        return jnp.asarray(network.apply(jax.tree.map(jnp.asarray, variables), images))
 
 
 def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
