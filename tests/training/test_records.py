@@ -93,7 +93,8 @@ def write_model(workdir: Path, step: int) -> None:
     fields = {**default_fields(), "depth": 8, "width": 0.25}
     description = {"model": fields, "num_classes": 2, "image_shape": [8, 8, 1], "step": step}
     network = Model.create({}, description).network
-    variables = network.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     Model.create(variables, description).save(workdir / "model")
 
 
