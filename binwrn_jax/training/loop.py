@@ -118,7 +118,7 @@ def _train(run: Run) -> dict[str, Any]:
         stop.vote = distributed.StopVote(mesh, lag=IN_FLIGHT)
 
     # The data: small sets whole on each device, large ones streamed from disk.
-    dataset = open_dataset(config.data.name, config.data.dir or None)
+    dataset = open_dataset(config.data.name, config.data.dir or None, configs.image_options(config))
     spec = dataset.info
     train_split = config.data.train_split or spec.train_split
     test_split = config.data.test_split or spec.test_split
