@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fuzz_readers
 import numpy as np
 import packed_corpus
 import pytest
@@ -83,6 +84,19 @@ def test_every_reader_refuses_an_image_with_values_that_explode(tmp_path, name):
         model = read(path)
         assert "exceeds 1.845e+19" in (refused(model, image) or ""), reader
         assert np.isfinite(model(np.zeros_like(image))).all(), reader
+
+
+@pytest.mark.slow
+def test_readers_agree_on_random_files(tmp_path):
+    """Some thousand; docs/packed-format.md has the command for any time."""
+    run = fuzz_readers.fuzz(tmp_path / "m", seed=0, files=3000)
+    assert run.counts["accepted"] > 500 and run.counts["refused"] > 500 and run.counts["run by JAX"] > 50
+
+
+def test_readers_agree_on_some_random_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz_readers, "JAX_SHARE", 0)
+    run = fuzz_readers.fuzz(tmp_path / "m", seed=1, files=60)
+    assert run.counts["accepted"] > 10 and run.counts["refused"] > 10
 
 
 # --- damage -------------------------------------------------------------------------------------------------
