@@ -4,41 +4,61 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from binwrn_jax.cli.flags import parse_flags
 from binwrn_jax.errors import UserError
-from binwrn_jax.preflight.compile import GPUS, QUICK, TPU_EXAMPLES, preflight, set_environment, topology
+from binwrn_jax.preflight.report import preflight
+from binwrn_jax.preflight.targets import (
+    FAST_COMPILE,
+    GPU_EXAMPLES,
+    TPU_EXAMPLES,
+    Target,
+    open_target,
+    set_environment,
+)
+from binwrn_jax.preflight.text import comparison, lines
 from binwrn_jax.training import config as configs
 
 TAKES_CONFIG = True
-GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options; those of the configuration are as for train.py."""
     parser.allow_abbrev = False
     parser.epilog = (
-        "And --config=FILE[:SPEC] and --config.FIELD=VALUE as for train.py. Exit code 0: fits; 1: does not."
+        "And --config=FILE[:SPEC] and --config.FIELD=VALUE as for train.py. Exit code 0: fits or may fit; 1: "
+        "does not."
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--topology",
         default="v5e:4x4",
-        help=f"a TPU slice, such as {TPU_EXAMPLES}; cuda or cuda:NAMExN with NAME one of {', '.join(GPUS)}; "
-        "cpu or cpu:N (default: %(default)s)",
+        help=f"a TPU slice, such as {TPU_EXAMPLES}; {GPU_EXAMPLES}; cpu or cpu:N (default: %(default)s)",
+    )
+    where.add_argument(
+        "--compare", metavar="A,B,...", help="several of these: prints one table, the cheapest first"
     )
     parser.add_argument(
-        "--slices", type=int, default=1, help="so many of these TPU slices (default: %(default)s)"
+        "--slices", type=_slices, default=1, help="so many of these TPU slices (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--price", type=float, help="of a chip-hour: adds the cost of the run")
+    parser.add_argument(
+        "--price",
+        type=_prices,
+        default=(),
+        metavar="P[,P,...]",
+        help="of a chip-hour: adds the cost of the run; with --compare one for all or one for each",
+    )
     parser.add_argument(
         "--effort",
-        type=float,
-        default=QUICK,
-        help="of the TPU compiler, its exec_time_optimization_effort: 0 is what a run uses and takes many "
-        "times as long (default: %(default)s)",
+        type=_effort,
+        default=FAST_COMPILE,
+        help="of the TPU compiler, its exec_time_optimization_effort, from -1 to 1: 0 is what a run uses and "
+        "takes many times as long (default: %(default)s)",
     )
 
 
@@ -49,84 +69,73 @@ def run(arguments: argparse.Namespace, config_flags: list[str]) -> int:
         raise UserError("which run? Give --config=FILE[:SPEC], for example --config=configs/imagenet.py")
     config = parse_flags(["binwrn preflight", *config_flags], "imagenet").config
     configs.check(config)
-    place = topology(arguments.topology, arguments.slices)
+    if arguments.compare is not None:
+        return _compare(config, arguments)
+    if len(arguments.price) > 1:
+        raise UserError("several prices are for --compare: give one")
+    target = open_target(arguments.topology, arguments.slices, arguments.effort)
+    report = preflight(config, target, arguments.price[0] if arguments.price else None, _tell)
+    print(json.dumps(report.to_dict()) if arguments.json else "\n".join(lines(report)))
+    return 0 if report.fits else 1
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
 
-    report = preflight(config, place, arguments.effort, arguments.price, say)
-    print(json.dumps(report) if arguments.json else "\n".join(lines(report)))
-    return 0 if report["fits"] else 1
-
-
-def lines(report: dict[str, Any]) -> list[str]:
-    """The report for a person."""
-    on_tpu, memory, devices = report["compiled_for"] == "tpu", report["memory"], report["devices"]
-    parts = f" in {report['accumulate']} parts" if report["accumulate"] > 1 else ""
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    out = [
-        f"{report['dataset']} {report['network']} {report['weights']}, {report['dtype']}, batch "
-        f"{report['batch_size']}{parts}, on {report['topology']}: {devices} devices "
-        f"({report['device_kind']}), {report['chips']} chips, {report['hosts']} hosts; {versions}"
-    ]
-
-    def add(name: str, text: str) -> None:
-        out.append(f"{name:14} {text}")
-
-    share = f"{memory['peak'] / GIB:.2f} GiB of {memory['capacity'] / GIB:.2f} GiB on each device"
-    if report["fits"]:
-        kinds = ("arguments", "outputs", "temporaries", "code")
-        add("fits", f"{share} ({', '.join(f'{kind} {memory[kind] / GIB:.2f}' for kind in kinds)})")
+def _compare(config: ConfigDict, arguments: argparse.Namespace) -> int:
+    names = [name.strip() for name in arguments.compare.split(",")]
+    prices = arguments.price * len(names) if len(arguments.price) == 1 else arguments.price
+    if prices and len(prices) != len(names):
+        raise UserError(f"{len(prices)} prices for {len(names)} topologies: give one, or one for each")
+    # The CPU's devices can be made once: the largest number first. Mistakes show before anything is compiled.
+    targets: dict[str, Target] = {}
+    for name in sorted(names, key=_devices_of_the_cpu, reverse=True):
+        targets[name] = open_target(name, arguments.slices, arguments.effort)
+    reports, refused = [], {}
+    for index, name in enumerate(names):
+        try:
+            reports.append(preflight(config, targets[name], prices[index] if prices else None, _tell))
+        except UserError as error:
+            refused[name] = str(error)
+    if not reports:
+        raise UserError(next(iter(refused.values())))
+    if arguments.json:
+        without = [{"topology": name, "refused": reason} for name, reason in refused.items()]
+        print(json.dumps([*(report.to_dict() for report in reports), *without]))
     else:
-        add("DOES NOT FIT", share)
-        smaller = report["fitting_batch"]
-        if smaller is None:
-            add("smaller", "no batch fits: more --config.accumulate, more memory, or a smaller network")
-            return out
-        add(
-            "smaller",
-            f"batch {smaller} fits, {smaller // devices} per device: compiled. The rest is about it",
+        print(
+            "\n".join([*comparison(reports), *(f"{name}: refused: {why}" for name, why in refused.items())])
         )
-    if not on_tpu and report["rooflines"]:
-        add("", "compiled for the CPU: an accelerator's program takes about as much memory, not the same")
-    if report["data_on_device"]:
-        add("data", f"the training set lies on every device: {report['data_on_device'] / GIB:.3f} GiB")
-    flops = report["flops"]
-    add(
-        "operations",
-        f"{flops['analytic'] / 1e12:.4g} TFLOP per step, the convolutions counted; "
-        f"the compiler counts {flops['compiler'] / 1e12:.4g}",
+    return 0 if any(report.fits for report in reports) else 1
+
+
+def _devices_of_the_cpu(name: str) -> int:
+    count = name.rpartition("x" if name.startswith("cuda") else ":")[2]
+    return int(count) if count.isdecimal() else 1
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _prices(text: str) -> tuple[float, ...]:
+    return tuple(
+        _number(part, 0.0, math.inf, "a price is a positive number, such as 1.20") for part in text.split(",")
     )
-    if on_tpu:
-        add("bytes", f"{report['bytes'] / 1e9:.4g} GB per step to and from device memory, all devices")
-    sent = [
-        f"{entry['count']} {entry['kind']}, {entry['bytes'] / 1e6:.4g} MB" for entry in report["collectives"]
-    ]
-    add("collectives", "; ".join(sent) or "none")
-    if report["slices"] > 1:
-        add(
-            "",
-            f"the network between the {report['slices']} slices is slower than links and not in what follows",
-        )
-    if report["activations_travel"]:
-        add("", "activations travel between devices: batch_size / model.ghost_size, the ghost groups, had")
-        add("", f"better be a multiple of the {devices} devices")
-    for top in report["rooflines"]:
-        times = ", ".join(
-            f"{name} {1e3 * top[f'{name}_seconds']:.4g}" for name in ("compute", "memory", "links")
-        )
-        add(
-            "at best",
-            f"{1e3 * top['step_seconds']:.4g} ms per step, {top['images_per_s']:,.0f} images/s on "
-            f"{report['chips']} x {top['device_kind']} ({times} ms; {top['peak_flops'] / 1e12:.4g} TFLOP/s)",
-        )
-        cost = "" if top["cost"] is None else f", {top['cost']:,.2f} in money"
-        add(
-            "run",
-            f"{report['epochs']} epochs of {report['train_images']:,} images, {report['steps']:,} steps: at "
-            f"best {top['hours']:.3g} h, {top['chip_hours']:.4g} chip-hours{cost}; twice that at half of it",
-        )
-        if top["host_images_per_s"]:
-            add("input", f"{top['host_images_per_s']:,.0f} images/s from each host to keep up with that")
-    add("compiled in", f"{report['compile_seconds']:.0f} s")
-    return out
+
+
+def _effort(text: str) -> float:
+    return _number(text, -1.0, 1.0, "it must be a number from -1 to 1", least_allowed=True)
+
+
+def _number(text: str, least: float, most: float, message: str, least_allowed: bool = False) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (least < value < most or (least_allowed and least <= value <= most)):
+        raise argparse.ArgumentTypeError(f"{text!r}: {message}")
+    return value
+
+
+def _slices(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be a whole number from 1 to 1024")
+    return int(text)

@@ -105,6 +105,15 @@ def _executions(compiled_text: str, rounds: int) -> Callable[[str], int]:
     return times
 
 
+def shape_bytes(text: str) -> int:
+    """Bytes of the arrays whose shapes stand in a text, such as ``'(f32[3,3]{1,0}, s32[])'``.
+
+    >>> shape_bytes("(f32[3,3]{1,0}, s32[])")
+    40
+    """
+    return sum(_bytes(dtype, sizes) for dtype, sizes in _SHAPE.findall(text))
+
+
 def _bytes(dtype: str, sizes: str) -> int:
     bits = re.search(r"\d+", dtype)
     return (max(int(bits[0]) // 8, 1) if bits else 1) * math.prod(map(int, filter(None, sizes.split(","))))

@@ -118,7 +118,8 @@ class Model:
           float32 ``[N, num_classes]``.
         """
         network = self.network.clone(dtype=jnp.float32) if hasattr(self.network, "dtype") else self.network
-        return jnp.asarray(network.apply(jax.tree.map(jnp.asarray, variables), images))
+        logits: jax.Array = network.apply(variables, images)
+        return logits
 
 
 def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -170,9 +171,7 @@ def stored_step(directory: Path) -> int | None:
     try:
         with readable(f"model {folder}", _REMEDY):
             return _read_description(folder, quiet=True).step
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
+    except Damaged as error:
         _log.warning("%s", error)
         return None
 

@@ -2,52 +2,35 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import jax
-import numpy as np
 import pytest
 
 from binwrn_jax import UserError
 from binwrn_jax.cli.main import main
-from binwrn_jax.cli.preflight import lines
-from binwrn_jax.data.catalog import DATASETS, lookup
+from binwrn_jax.data.catalog import DATASETS
 from binwrn_jax.graph.cost import training_flops
 from binwrn_jax.parallel import hardware
-from binwrn_jax.parallel.sharding import make_mesh
+from binwrn_jax.preflight import targets
 from binwrn_jax.preflight.collectives import Collective
 from binwrn_jax.preflight.compile import (
-    OutOfMemory,
-    Topology,
-    _out_of_memory,
-    activations_travel,
-    by_kind,
-    collective_seconds,
     fitting_batch,
-    preflight,
-    roofline,
-    set_environment,
+    fitting_parts,
     size_of,
     state_shapes,
-    topology,
     train_images,
-    usable_memory,
 )
+from binwrn_jax.preflight.report import DOES_NOT_FIT, FITS, MAY_FIT, preflight
+from binwrn_jax.preflight.roofline import activations_travel, by_kind, collective_seconds, roofline
+from binwrn_jax.preflight.suggest import nearest_batch
+from binwrn_jax.preflight.targets import (
+    OutOfMemory,
+    machine_memory,
+    open_target,
+    tpu_out_of_memory,
+)
+from binwrn_jax.preflight.text import chip_hours, comparison, duration, lines, memory, number, plural, traffic
 from binwrn_jax.training.config import base_config, parse_spec
-
-ENVIRONMENT = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_ACCELERATOR_TYPE")
-ENVIRONMENT += ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    """What the command sets for its process does not stay in that of the tests."""
-    for name in ENVIRONMENT:
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    jax.devices()  # their number is settled: no test may change it
 
 
 def config(spec="8-0.25", **fields):
@@ -59,87 +42,146 @@ def config(spec="8-0.25", **fields):
 
 
 @pytest.fixture(scope="module")
-def report():
+def without_cuda():
+    """As on a machine without JAX's CUDA plug-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "_why_no_cuda_compiler", lambda: "the plug-in is not installed: install it")
+        yield
+
+
+@pytest.fixture(scope="module")
+def report(without_cuda):
     """Of the smallest network on eight devices of the CPU, as if they were H100s."""
     if len(jax.devices()) < 8:
         pytest.skip(f"needs 8 devices, JAX sees {len(jax.devices())}")
-    return preflight(config(), topology("cuda:h100x8"), price=2.0)
+    return preflight(config(), open_target("cuda:h100x8"), price=2.0)
 
 
 def test_memory_is_that_of_the_state_and_the_data(report):
-    memory, state = report["memory"], size_of(state_shapes(config()))
+    found, state = report.step.memory, size_of(state_shapes(config()))
     data = 1437 * (8 * 8 + 4)
-    assert report["data_on_device"] == data
-    # And the indices of a device, 8 of 64.
-    assert memory["arguments"] == state + data + 8 * 4
-    assert memory["peak"] == sum(memory[k] for k in ("arguments", "outputs", "temporaries", "code"))
+    assert report.data_on_device == data
+    # And the indices of the batch.
+    assert found["arguments"] == state + data + 64 * 4
+    assert report.needed == found["peak"] == sum(found[k] for k in found if k != "peak")
     # The state is donated: of the outputs only the three metrics need room of their own, and pointers.
-    assert memory["outputs"] < 1000 < state / 10
-    assert memory["capacity"] == hardware.peak("NVIDIA H100 80GB HBM3").memory
+    assert found["outputs"] < 1000 < state / 10
 
 
 def test_operations_and_collectives(report):
-    analytic = 64 * training_flops(8, 0.25, 10, (8, 8, 1))
-    assert report["flops"]["analytic"] == analytic
-    assert 0.7 < report["flops"]["compiler"] / analytic < 2  # the tiny network's batch norms count
-    (entry,) = report["collectives"]
+    assert report.step.flops == 64 * training_flops(8, 0.25, 10, (8, 8, 1))
+    (entry,) = report.step.collectives
     params = sum(x.size for x in jax.tree.leaves(state_shapes(config()).params))
     assert entry["kind"] == "all-reduce"
     assert 4 * params < entry["bytes"] < 8 * params  # the gradients, and moments of batch norm
-    assert not report["activations_travel"]
+    assert not report.step.activations_travel
 
 
 def test_micro_batches_send_once_each(report, eight_devices):
     """The gradients are summed over the devices in the loop: twice as many bytes, and as much time."""
-    twice = preflight(config(accumulate=2, **{"model.ghost_size": 4}), topology("cuda:h100x8"))
-    (sent,) = twice["collectives"]
+    twice = preflight(config(accumulate=2, **{"model.ghost_size": 4}), open_target("cuda:h100x8"))
+    (sent,) = twice.step.collectives
     params = sum(x.size for x in jax.tree.leaves(state_shapes(config()).params))
     assert sent["count"] % 2 == 0 and 2 * 4 * params < sent["bytes"] < 3 * 4 * params
     ring = 2 * 7 / 8 * sent["bytes"]
-    assert twice["rooflines"][0]["links_seconds"] == pytest.approx(
-        ring / hardware.peak("NVIDIA H100 80GB HBM3").links
-    )
+    links = hardware.peak("NVIDIA H100 80GB HBM3").links
+    assert twice.step.speed.links_seconds == pytest.approx(ring / links)
 
 
 def test_run_and_cost(report):
-    (top,) = report["rooflines"]
-    assert report["steps"] == 2 * (1437 // 64)
-    assert top["step_seconds"] == max(top["compute_seconds"], top["memory_seconds"], top["links_seconds"])
-    assert top["compute_seconds"] == report["flops"]["analytic"] / 8 / 494.7e12
-    assert top["images_per_s"] == pytest.approx(64 / top["step_seconds"])
-    assert top["chip_hours"] == pytest.approx(report["steps"] * top["step_seconds"] / 3600 * 8)
-    assert top["cost"] == 2 * top["chip_hours"]
-    assert top["host_images_per_s"] == 0  # the data lies on the devices
-    assert json.loads(json.dumps(report)) == report
+    speed = report.step.speed
+    assert report.run.steps == 2 * (1437 // 64)
+    assert speed.step_seconds == max(speed.compute_seconds, speed.memory_seconds, speed.links_seconds)
+    assert speed.compute_seconds == report.step.flops / 8 / 494.7e12
+    assert speed.images_per_s == pytest.approx(64 / speed.step_seconds)
+    assert speed.chip_hours == pytest.approx(report.run.steps * speed.step_seconds / 3600 * 8)
+    assert speed.cost == 2 * speed.chip_hours
+    assert speed.host_images_per_s == 0  # the data lies on the devices
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
 
 
-def test_text(report):
-    text = "\n".join(lines(report))
+def test_what_was_not_compiled_for_the_gpu_says_so_first(report):
+    first, *rest = lines(report)
+    assert first.startswith("roofline only, not compiled for NVIDIA H100 80GB HBM3 (the plug-in is not inst")
+    assert "may fit: the CPU's program takes" in first and report.verdict == MAY_FIT
+    text = "\n".join(rest)
     for words in (
-        "digits 8-0.25 1bit, float32, batch 64, on cuda:h100x8: 8 devices",
-        "fits ",
+        "digits 8-0.25 1bit, float32, batch 64; 2 epochs of 1,437 images",
+        "cuda:h100x8: 8 GPUs (NVIDIA H100 80GB HBM3), 1 host",
+        "for the CPU instead",
         "the training set lies on every device",
-        "images/s on 8 x NVIDIA H100 80GB HBM3",
-        "2 epochs of 1,437 images, 44 steps",
+        "memory is not in it",
+        "44 steps: at best",
+        "under 0.01 chip-hours, under 0.01 in money",
     ):
         assert words in text
+    # Half of the memory is for others.
+    assert report.largest_batch is None
+
+
+def test_a_cpu_without_the_memory_does_not_fit(monkeypatch):
+    """Not even the state has room: it is refused, by how much, and nothing is tried."""
+    monkeypatch.setattr(targets, "machine_memory", lambda: targets.CPU_RESERVED + 100_000)
+    report = preflight(config(), open_target("cpu"))
+    assert report.verdict == DOES_NOT_FIT and not report.fits
+    assert (report.capacity, report.largest_batch, report.step) == (100_000, None, None)
+    first, second, *_ = lines(report)
+    more = memory(report.needed - 100_000)
+    assert first.startswith("DOES NOT FIT: it takes ") and f"{more} more than the 97.7 KiB that" in first
+    assert "no batch fits" in second
+
+
+def test_devices_of_the_cpu_share_its_memory(monkeypatch, eight_devices):
+    monkeypatch.setattr(targets, "machine_memory", lambda: targets.CPU_RESERVED + 8_000)
+    assert open_target("cpu").usable_memory() == 8_000
+    assert open_target("cpu:8").usable_memory() == 1_000
+    assert 2**28 < machine_memory() < 2**50
 
 
 def test_what_does_not_fit_is_made_smaller(monkeypatch):
-    """The memory of an imaginary device is set between that of two batches of the real program."""
-    device = jax.devices()[:1]
-    place = Topology("toy:1", "cuda", device, ("toy",), 1)
-    monkeypatch.setitem(hardware.PEAKS, "toy", hardware.Peak(1e12, 1e12, 10**12, 1e12))
-    whole = preflight(config(batch_size=512), place)
-    fixed = size_of(state_shapes(config())) + whole["data_on_device"]
-    limit = fixed + (whole["memory"]["peak"] - fixed) * 6 // 10
-    monkeypatch.setitem(hardware.PEAKS, "toy", hardware.Peak(1e12, 1e12, limit, 1e12))
-    report = preflight(config(batch_size=512), place)
-    assert not report["fits"] and report["memory"] == {"peak": whole["memory"]["peak"], "capacity": limit}
-    assert 150 < report["fitting_batch"] < 400
-    assert report["flops"]["analytic"] == report["fitting_batch"] * training_flops(8, 0.25, 10, (8, 8, 1))
+    """The memory of an imaginary machine is set between that of two batches of the real program."""
+    whole = preflight(config(batch_size=512), open_target("cpu"))
+    assert whole.verdict == FITS and 512 < whole.largest_batch <= 1437
+    fixed = size_of(state_shapes(config())) + whole.data_on_device
+    limit = fixed + (whole.needed - fixed) * 6 // 10
+    monkeypatch.setattr(targets, "machine_memory", lambda: targets.CPU_RESERVED + limit)
+    report = preflight(config(batch_size=512), open_target("cpu"))
+    assert report.verdict == DOES_NOT_FIT and (report.needed, report.capacity) == (whole.needed, limit)
+    assert 150 < report.largest_batch < 400 and report.largest_batch_compiled
+    assert report.micro_batches is None  # without ghost groups they would change the batch statistics
+    assert report.step.flops == report.largest_batch * training_flops(8, 0.25, 10, (8, 8, 1))
     text = "\n".join(lines(report))
-    assert "DOES NOT FIT" in text and f"batch {report['fitting_batch']} fits" in text
+    assert (
+        text.startswith("DOES NOT FIT: it takes") and f"batch {report.largest_batch} fits (compiled)" in text
+    )
+    assert f"is about batch {report.largest_batch}" in text
+
+
+def test_what_does_not_fit_at_once_fits_in_micro_batches(monkeypatch):
+    grouped = {"batch_size": 512, "model.ghost_size": 32}
+    whole = preflight(config(**grouped), open_target("cpu"))
+    fixed = size_of(state_shapes(config())) + whole.data_on_device
+    limit = fixed + (whole.needed - fixed) * 6 // 10
+    monkeypatch.setattr(targets, "machine_memory", lambda: targets.CPU_RESERVED + limit)
+    report = preflight(config(**grouped), open_target("cpu"))
+    assert report.micro_batches in (2, 4) and report.step.accumulate == report.micro_batches
+    assert report.step.batch_size == 512
+    assert f"--config.accumulate={report.micro_batches}" in "\n".join(lines(report))
+
+
+def test_micro_batches_are_whole_ghost_groups_on_each_device():
+    tried = []
+
+    def compile_parts(count):
+        tried.append(count)
+        if count < 8:
+            raise OutOfMemory(2, 1)
+        return "program"
+
+    grouped = config(batch_size=1024, **{"model.ghost_size": 16})
+    assert fitting_parts(grouped, 4, 300, compile_parts) == (8, "program")
+    assert tried == [4, 8]
+    assert fitting_parts(config(), 4, 300, compile_parts) is None
 
 
 @pytest.mark.parametrize(("unit", "wanted"), [(16, 304), (64, 256), (512, None)])
@@ -175,12 +217,12 @@ def test_fitting_batch(unit, wanted):
     ],
 )
 def test_messages_of_the_tpu_compiler(message, used):
-    error = _out_of_memory(message, arguments=1000)
+    error = tpu_out_of_memory(message, arguments=1000)
     assert error.used == pytest.approx(used, abs=1) and error.limit == int(15.75 * 2**30)
 
 
 def test_other_messages_of_the_tpu_compiler():
-    assert _out_of_memory("INTERNAL: something else", 0) is None
+    assert tpu_out_of_memory("INTERNAL: something else", 0) is None
 
 
 def test_ring_times():
@@ -212,15 +254,18 @@ def test_every_tpu_has_links_and_the_links_of_a_chip_are_shared():
     assert hardware.peak("TPU v3").links == hardware.peak("TPU v3").devices_per_chip ** -1 * 328e9
 
 
-def test_images_of_every_data_set():
-    for spec in DATASETS.values():
-        assert {spec.train_split, spec.test_split} <= set(spec.splits)
-    svhn = lookup("svhn_cropped")
-    assert train_images(svhn, "train+extra") == 73_257 + 531_131
-    assert train_images(svhn, "train[:1000]") == 1000
-    assert train_images(svhn, "train[90%:]") == 73_257 - round(73_257 * 0.9)
+def test_images_are_counted_without_data():
+    for info in DATASETS.values():
+        assert {info.train_split, info.test_split} <= set(info.splits)
+
+    def images(split):
+        return train_images(config(**{"data.name": "svhn_cropped", "data.train_split": split}))
+
+    assert images("train+extra") == 73_257 + 531_131
+    assert images("train[:1000]") == 1000
+    assert images("train[90%:]") == 73_257 - round(73_257 * 0.9)
     with pytest.raises(UserError, match="no split 'valid'; available: train, test, extra"):
-        train_images(svhn, "valid")
+        images("valid")
 
 
 def test_digits_are_counted_right(digits):
@@ -232,12 +277,24 @@ def test_digits_are_counted_right(digits):
     ("arguments", "words"),
     [
         (["--topology", "cpu"], "which run? Give --config"),
+        (["--config=configs/digits.py", "--topology", "cuda:h100x12"], "of 8, such as cuda:h100x16"),
+        (["--config=configs/digits.py", "--topology", "cuda"], "unknown topology 'cuda'"),
+        (["--config=configs/digits.py", "--price", "nan"], "'nan': a price is a positive number"),
+        (["--config=configs/digits.py", "--price", "-1"], "'-1': a price is a positive number"),
+        (["--config=configs/digits.py", "--price", "1,2"], "several prices are for --compare"),
+        (["--config=configs/digits.py", "--effort", "7"], "'7': it must be a number from -1 to 1"),
+        (["--config=configs/digits.py", "--effort", "much"], "'much': it must be a number from -1 to 1"),
+        (["--config=configs/digits.py", "--slices", "0"], "'0': it must be a whole number from 1"),
+        (["--config=configs/digits.py", "--compare", "cpu,cpu:2", "--price", "1,2,3"], "3 prices for 2"),
+        (["--config=configs/digits.py", "--compare", "cpu,v9:2x2"], "unknown topology 'v9:2x2'"),
+        (["--config=configs/digits.py", "--compare", "cpu", "--topology", "cpu"], "not allowed with"),
         (["--config=configs/digits.py", "--topology", "v9:2x2"], "unknown topology 'v9:2x2': use TPUs such"),
         (["--config=configs/digits.py", "--topology", "v5e:4by4"], "unknown topology"),
         (["--config=configs/digits.py", "--topology", "cuda:h1000"], "NAME one of a100"),
         (["--config=configs/digits.py", "--topology", "cpu", "--slices", "2"], "several of a TPU only"),
         (["--config=configs/digits.py", "--topology", "cpu:9999"], "9999 devices wanted"),
         (["--config=configs/digits.py", "--config.sed=1"], "'sed' (did you mean 'seed'?)"),
+        (["--config=configs/digits.py", "--config.model.ghost_size=7", "--topology", "cpu"], "ghost groups"),
         (["--config=configs/digits.py", "--topologie", "cpu"], "'topologie'"),
     ],
 )  # fmt: skip
@@ -256,121 +313,57 @@ def test_without_libtpu(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: compiling for a TPU needs libtpu: pip install '.[tpu]'\n"
 
 
-PROGRAM = "import sys; from binwrn_jax.cli.main import main; sys.exit(main())"
+def test_units_that_a_person_reads():
+    assert [number(x) for x in (0, 0.00012, 0.0123, 4.567, 99.96, 12345.6)] == [
+        "0", "under 0.001", "0.0123", "4.57", "100", "12,346",
+    ]  # fmt: skip
+    assert [plural(n, "chip") for n in (1, 2, 1000)] == ["1 chip", "2 chips", "1,000 chips"]
+    assert (plural(2, "epoch"), plural(2, "micro-batch")) == ("2 epochs", "2 micro-batches")
+    seconds = (8.3e-4, 0.0211, 85.0, 1656.0, 4 * 3600.0, 72 * 3600.0)
+    assert [duration(s) for s in seconds] == [
+        "830 microseconds", "21.1 ms", "85 seconds", "27.6 minutes", "4 hours", "3 days",
+    ]  # fmt: skip
+    assert [traffic(n) for n in (764, 140e6, 2.13e12)] == ["764 bytes", "140 MB", "2.13 TB"]
+    assert [memory(n) for n in (97_000, 3 * 2**20, 98.31 * 2**30)] == ["94.7 KiB", "3 MiB", "98.31 GiB"]
+    assert chip_hours(2.31e-7) == "under 0.01 chip-hours"
 
 
-def binwrn(*arguments):
-    """The command as a user starts it: exit code, standard output and error."""
-    environment = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "preflight", "--json", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=1200,
-    )
-    return result.returncode, result.stdout, result.stderr
+def test_a_comparison_lists_the_cheapest_first_and_what_does_not_fit_last(monkeypatch, without_cuda):
+    """One table; the machine whose memory is too small has no cost."""
+    reports = [
+        preflight(config(), open_target(name), price)
+        for name, price in (("cuda:h100", 3.0), ("cuda:a100", 1.0), ("cuda:l4", 0.01))
+    ]
+    monkeypatch.setattr(targets, "GPU_MEMORY_SHARE", 1e-9)
+    small = preflight(config(), open_target("cuda:h200"), 0.001)
+    header, *rows = comparison([small, *reports])[:5]
+    assert header.split()[:2] == ["topology", "verdict"] and header.endswith("cost")
+    costs = [report.step.speed.cost for report in reports]
+    expected = [r.machine.topology for r in sorted(reports, key=lambda r: costs[reports.index(r)])]
+    assert [row.split()[0] for row in rows] == [*expected, "cuda:h200"]
+    assert "does not fit" in rows[-1] and rows[-1].split()[-1] == "-"
 
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install '.[tpu]'"
-)
+def test_several_machines_at_one_command(capsys, eight_devices):
+    """Batches need not divide over the devices."""
+    arguments = ["preflight", "--config=configs/digits.py:8-0.25", "--compare", "cpu,cpu:7", "--price", "2"]
+    assert main([*arguments, "--json"]) == 0
+    one, seven = json.loads(capsys.readouterr().out)
+    assert one["machine"]["topology"] == "cpu" and one["verdict"] == seven["verdict"] == FITS
+    assert (one["machine"]["devices"], seven["machine"]["devices"]) == (1, 7)
 
 
-@pytest.mark.slow
-@needs_libtpu
-def test_the_smallest_network_on_a_tpu_that_is_not_here():
-    code, out, err = binwrn(
-        "--config=configs/cifar10.py:8-0.25", "--config.batch_size=128", "--topology=v5e:2x2"
-    )  # fmt: skip
-    assert code == 0, err
-    report = json.loads(out)
-    assert report["fits"] and report["compiled_for"] == "tpu"
-    assert (report["device_kind"], report["chips"], report["hosts"]) == ("TPU v5 lite", 4, 1)
-    data = 50_000 * (32 * 32 * 3 + 4)
-    assert report["data_on_device"] == data
-    # Tiles of 8 x 128 make some arrays larger than they are.
-    assert data < report["memory"]["arguments"] < 1.1 * data
-    assert report["memory"]["capacity"] == 15.75 * 2**30
-    analytic = 128 * training_flops(8, 0.25, 10, (32, 32, 3))
-    assert 0.5 < report["flops"]["compiler"] / analytic < 2
-    (entry,) = report["collectives"]
-    params = sum(x.size for x in jax.tree.leaves(state_shapes(config()).params))
-    assert entry["kind"] == "all-reduce" and entry["bytes"] >= 4 * params
-    assert report["rooflines"][0]["step_seconds"] > 0
-    assert np.isfinite(report["compile_seconds"])
+@pytest.mark.parametrize("devices", [1, 4, 8, 12, 16, 64, 256, 512])
+@pytest.mark.parametrize("wanted", [0, 1000, 1024, 5000, 8192])
+def test_a_suggested_batch_is_whole_ghost_groups_on_every_device(devices, wanted):
+    batch, ghost = nearest_batch(devices, wanted)
+    assert batch % (devices * ghost) == 0 and 32 <= ghost <= 128
+    if devices * 32 <= wanted:
+        assert abs(batch - wanted) <= devices * ghost / 2 and 2 * wanted / 3 <= batch <= 1.5 * wanted
 
 
-@pytest.mark.slow
-@needs_libtpu
-def test_two_slices_and_micro_batches_on_a_tpu_that_is_not_here():
-    code, out, err = binwrn(
-        "--config=configs/cifar10.py:8-0.25", "--config.batch_size=128", "--config.model.ghost_size=8",
-        "--config.accumulate=2", "--topology=v5e:2x2", "--slices=2",
-    )  # fmt: skip
-    assert code == 0, err
-    report = json.loads(out)
-    assert report["fits"] and report["topology"] == "2 x v5e:2x2"
-    assert (report["devices"], report["chips"], report["hosts"], report["slices"]) == (8, 8, 2, 2)
-    params = sum(x.size for x in jax.tree.leaves(state_shapes(config()).params))
-    (entry,) = report["collectives"]
-    assert entry["kind"] == "all-reduce" and entry["bytes"] >= 2 * 4 * params
-    assert "between the 2 slices" in "\n".join(lines(report))
-
-
-@pytest.mark.slow
-@needs_libtpu
-def test_out_of_memory_of_a_tpu_says_which_batch_fits():
-    code, out, err = binwrn(
-        "--config=configs/cifar10.py:8-1", "--config.batch_size=131072", "--topology=v5e:1x1"
-    )  # fmt: skip
-    assert code == 1, err
-    report = json.loads(out)
-    assert not report["fits"] and report["memory"]["peak"] > report["memory"]["capacity"] > 15 * 2**30
-    assert 0 < report["fitting_batch"] < 131072
-
-
-@needs_libtpu
-@pytest.mark.parametrize(
-    ("name", "devices", "hosts", "kind"),
-    [
-        ("v4:4x4x4", 64, 16, "TPU v4"),
-        ("v5e:1x1", 1, 1, "TPU v5 lite"),
-        ("v5e:2x4", 8, 1, "TPU v5 lite"),
-        ("v5e:16x16", 256, 64, "TPU v5 lite"),
-        ("v6e:4x4", 16, 4, "TPU v6 lite"),
-        ("v5p:2x2x4", 16, 4, "TPU v5"),
-        ("tpu7x:2x2x1", 8, 1, "TPU7x"),
-    ],
-)
-def test_topologies(name, devices, hosts, kind):
-    set_environment()
-    place = topology(name)
-    assert (len(place.devices), place.hosts, place.kinds) == (devices, hosts, (kind,))
-    assert hardware.peak(kind)
-
-
-@needs_libtpu
-@pytest.mark.parametrize(("name", "gib"), [("v5e:4x4", 15.75), ("v4:2x2x1", 30.75), ("v6e:2x2", 31.25)])
-def test_a_program_cannot_have_all_the_memory(name, gib):
-    set_environment()
-    place = topology(name)
-    assert usable_memory(place.devices[0]) == gib * 2**30 < hardware.peak(place.kinds[0]).memory
-
-
-@needs_libtpu
-@pytest.mark.parametrize("name", ["v5e:2x2", "v4:2x2x1"])
-def test_slices_follow_one_another_in_the_mesh(name):
-    set_environment()
-    place = topology(name, slices=2)
-    assert (len(place.devices), place.hosts, place.name) == (8, 2, f"2 x {name}")
-    assert [device.slice_index for device in make_mesh(0, place.devices).devices] == 4 * [0] + 4 * [1]
-
-
-@needs_libtpu
-def test_a_topology_that_does_not_exist():
-    set_environment()
-    with pytest.raises(
-        UserError, match=r"no topology 'v5e:3x3' \(.*not divisible.*\): use one such as v5e:2x2"
-    ):
-        topology("v5e:3x3")
+def test_suggested_batches_of_known_machines():
+    assert nearest_batch(16) == (2048, 128)
+    assert nearest_batch(64) == (8192, 128)
+    assert nearest_batch(256) == (8192, 32)
+    assert nearest_batch(16, 1024) == (1024, 64)
