@@ -33,7 +33,7 @@ from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
 from binwrn_jax.training import config as configs
 from binwrn_jax.training import loop
-from binwrn_jax.training.metrics import MetricsLog
+from binwrn_jax.training.records import MetricsLog
 from binwrn_jax.training.state import init_state
 from binwrn_jax.training.step import jit_train_step
 
@@ -124,8 +124,8 @@ def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
             if kind == "train":
                 turns.reported(step)
 
-    original = loop.metrics.MetricsLog, loop.evaluate, loop.dataset_moments, loop.pack_model
-    loop.metrics.MetricsLog = Log
+    original = loop.records.MetricsLog, loop.evaluate, loop.dataset_moments, loop.pack_model
+    loop.records.MetricsLog = Log
     loop.evaluate = turns.timed("evaluation", loop.evaluate, tests)
     loop.dataset_moments = turns.timed("moments", loop.dataset_moments, bare.images)
     loop.pack_model = turns.timed("packing", loop.pack_model, 0)
@@ -133,7 +133,7 @@ def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     try:
         summary = loop.train(config, workdir)
     finally:
-        loop.metrics.MetricsLog, loop.evaluate, loop.dataset_moments, loop.pack_model = original
+        loop.records.MetricsLog, loop.evaluate, loop.dataset_moments, loop.pack_model = original
     wall = time.perf_counter() - begin - turns.held
     result: dict[str, Any] = {
         "wall_s": wall,

@@ -18,7 +18,7 @@ _MODULES = {
     "data.on_device": ("DeviceData", "epoch_order"),
     "data.open": ("load", "open_dataset"),
     "deploy.formats": ("open_model",),
-    "deploy.packed": ("load_packed",),
+    "deploy.jax_runtime": ("load_packed",),
     "errors": ("UserError",),
     "evaluation": ("cross_entropy", "evaluate", "make_eval_step", "metric_sums"),
     "nn.layers": ("BatchNorm", "BinaryConv"),

@@ -56,6 +56,13 @@ class UserError(Exception):
     """
 
 
+class CannotExport(UserError):
+    """A network has an operation that no file format here can express.
+
+    The message names the primitive, the module, and the file and line of the user's code.
+    """
+
+
 class Failure(NamedTuple):
     """What a program says about an exception, and how it ends.
 

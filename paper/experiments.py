@@ -31,7 +31,7 @@ from binwrn_jax.graph.cost import training_flops
 from binwrn_jax.nn.wide_resnet import architecture
 from binwrn_jax.parallel.hardware import PEAKS
 from binwrn_jax.training import config as configs
-from binwrn_jax.training.metrics import Record, read_records
+from binwrn_jax.training.records import Record, read_records
 from binwrn_jax.training.schedules import cycle_ends
 
 CHECKOUT = Path(__file__).parent.parent
@@ -462,7 +462,7 @@ def read_run(path: Path) -> Run:
 
     defaults = dict(configs.flatten(json.loads(configs.to_json(configs.base_config()))))
     config = {**defaults, **dict(configs.flatten(load("config.json")))}
-    records = [r for r in read_records(path / "metrics.jsonl") if isinstance(r, dict) and "kind" in r]
+    records = read_records(path / "metrics.jsonl")
     return Run(path, config, load("summary.json"), records, load("environment.json"))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from binwrn_jax.store.model import load_model
-from binwrn_jax.training.metrics import read_records
+from binwrn_jax.training.records import read_records
 
 ROOT = Path(__file__).parents[1]
 # Tiny, with two whole cycles, a cutout (so that keys matter) and checkpoints between epochs.

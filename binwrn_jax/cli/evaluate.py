@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from binwrn_jax.data.catalog import DATASETS
-from binwrn_jax.data.dataset import DatasetInfo
+from binwrn_jax.data.catalog import DATASETS, lookup
+from binwrn_jax.data.dataset import Dataset, DatasetInfo, ImageOptions
 from binwrn_jax.data.jpeg import CROPS
-from binwrn_jax.data.open import open_dataset
+from binwrn_jax.data.open import SCHEMES, is_own, open_dataset
 from binwrn_jax.data.streamed import StreamedImages
 from binwrn_jax.deploy.formats import RUNTIMES, open_model
-from binwrn_jax.errors import UserError
+from binwrn_jax.errors import UserError, printable
 from binwrn_jax.evaluation import BATCH_SIZE, ArrayImages, Images, Predictor, measure
 from binwrn_jax.nn.registry import DTYPES
 from binwrn_jax.system.files import replace_file
@@ -28,9 +28,19 @@ from binwrn_jax.training.metrics import Progress
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", type=Path, help="workdir, model folder, or packed, ONNX or StableHLO file")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        help=", ".join([*DATASETS, *(f"{s}:..." for s in SCHEMES)]),
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="prepared TFDS data; default TFDS_DATA_DIR")
     parser.add_argument("--split", help="a TFDS split such as 'test[:1000]'; default the one of the paper")
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave out own images that cannot be decoded"
+    )
+    parser.add_argument("--image-column", default="", metavar="NAME", help="of hf: and tfds:")
+    parser.add_argument("--label-column", default="", metavar="NAME", help="of hf: and tfds:")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="B", help="default %(default)s")
     parser.add_argument(
@@ -48,20 +58,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints."""
-    dataset = open_dataset(arguments.dataset, arguments.data_dir)
-    spec = dataset.info
-    split = arguments.split or spec.test_split
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size is {arguments.batch_size}: it must be at least 1")
+    if not is_own(arguments.dataset):
+        lookup(arguments.dataset)  # a wrong name is told before the model is opened
+    predictor = open_model(
+        arguments.model, runtime=arguments.runtime, dtype=arguments.dtype, batch_size=arguments.batch_size
+    )
+    dataset = open_for(predictor, arguments)
+    spec = dataset.info
+    split = arguments.split or spec.test_split
     if arguments.crops > 1 and not spec.streamed:
         raise UserError(f"--crops {arguments.crops} is for large images: {spec.name} is not")
     if arguments.workers < -1:
         raise UserError(f"--workers is {arguments.workers}: it must be at least -1")
     if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
         raise UserError(f"cannot write {arguments.predictions}: there is no such folder")
-    predictor = open_model(
-        arguments.model, runtime=arguments.runtime, dtype=arguments.dtype, batch_size=arguments.batch_size
-    )
     check_fits(predictor, spec)
     # What TFDS prints while it prepares a data set is no result.
     with contextlib.redirect_stdout(sys.stderr):
@@ -103,6 +115,36 @@ def run(arguments: argparse.Namespace) -> int:
             f"{result['images_per_s']:.1f} images/s, {result['seconds']:.1f} s"
         )
     return 0
+
+
+def open_for(predictor: Predictor, arguments: argparse.Namespace) -> Dataset:
+    """The data set of the arguments; own images are read in the size and by the rule of the model.
+
+    Raises:
+      UserError: own images of other classes than the model's.
+    """
+    if not is_own(arguments.dataset):
+        return open_dataset(arguments.dataset, arguments.data_dir)
+    model = predictor.description
+    options = ImageOptions.of_model(
+        arguments.dataset,
+        model,
+        stream="yes" if arguments.crops > 1 else "auto",
+        skip_broken=arguments.skip_broken,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+    )
+    dataset = open_dataset(arguments.dataset, arguments.data_dir, options)
+    names: tuple[str, ...] = tuple(model.get("class_names") or ())
+    theirs = dataset.info.class_names
+    if names and names != theirs:
+        different = next((pair for pair in zip(names, theirs, strict=False) if pair[0] != pair[1]), None)
+        what = f"{different[0]!r} and {different[1]!r}" if different else f"{len(names)} and {len(theirs)}"
+        raise UserError(
+            f"the classes of the model and of {printable(arguments.dataset)} differ ({printable(what)}): "
+            "evaluate on images of the classes that it was trained on"
+        )
+    return dataset
 
 
 def check_fits(predictor: Predictor, spec: DatasetInfo) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from binwrn_jax.data.catalog import DATASETS, lookup
+from binwrn_jax.data.dataset import ImageOptions
+from binwrn_jax.data.open import is_own, open_dataset
 from binwrn_jax.data.tfds import TfdsDataset
 from binwrn_jax.deploy.export import PACKED_READERS, exact_arithmetic, reference_of, write_verified
 from binwrn_jax.deploy.formats import kind_of, open_model
@@ -104,13 +106,33 @@ def images_for(description: dict[str, Any], count: int, data_dir: str | None) ->
       uint8 ``[N, H, W, C]``, and what they are in words.
     """
     name, shape = description.get("dataset"), tuple(description["image_shape"])
-    dataset = TfdsDataset(lookup(name), data_dir) if name in DATASETS else None
-    if dataset and lookup(name).image_shape == shape and dataset.is_prepared():
-        split = lookup(name).test_split
-        # What TFDS prints while it prepares `digits` is no result.
-        with contextlib.redirect_stdout(sys.stderr):
-            images = dataset.arrays(split, count).images
-        return images, f"{len(images)} real images, {name} {split}"
+    found = _real_images(str(name), shape, description, count, data_dir)
+    if found:
+        return found[0], f"{len(found[0])} real images, {name} {found[1]}"
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     why = f"{name} is not prepared here" if name else "the model does not say its data set"
     return images, f"{count} RANDOM images, as {why}"
+
+
+def _real_images(
+    name: str, shape: tuple[int, ...], description: dict[str, Any], count: int, data_dir: str | None
+) -> tuple[np.ndarray, str] | None:
+    """Images of the split whose error is reported, and its name, if they are at hand."""
+    try:
+        if is_own(name):
+            place = name.partition(":")[2]
+            if name.startswith("hf:") and not Path(place).exists():
+                return None
+            options = ImageOptions.of_model(name, description, skip_broken=True)
+            dataset = open_dataset(name, data_dir, options)
+        elif name in DATASETS and TfdsDataset(lookup(name), data_dir).is_prepared():
+            dataset = open_dataset(name, data_dir)
+        else:
+            return None
+        if dataset.info.image_shape != shape:
+            return None
+        # What TFDS prints while it prepares `digits` is no result.
+        with contextlib.redirect_stdout(sys.stderr):
+            return dataset.arrays(dataset.info.test_split, count).images, dataset.info.test_split
+    except UserError:  # own images that have moved, a damaged folder: other images will do
+        return None

@@ -12,7 +12,9 @@ import numpy as np
 
 from binwrn_jax.deploy.export import TOLERANCE, compare, exact_arithmetic
 from binwrn_jax.deploy.formats import kind_of
-from binwrn_jax.deploy.packed import LoadedModel, NumpyPredictor, PackedModel, read_packed
+from binwrn_jax.deploy.jax_runtime import LoadedModel
+from binwrn_jax.deploy.numpy_runtime import NumpyPredictor
+from binwrn_jax.deploy.packed import PackedModel, read_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import Predictor
 
@@ -102,7 +104,10 @@ def checks(packed: PackedModel, size: int, runtimes: dict[str, Predictor]) -> It
         f"{size:,} bytes, {size / packed.ideal_bytes:.4f} x the ideal of {packed.ideal_bytes:,}: {bits:,} of "
         f"weights, {4 * floats:,} of multiply-adds, {golden:,} golden, {header:,} of header",
     )
-    yield Check(True, "checksum", f"the bits have the SHA-256 stated, {packed.metadata['sha256'][:16]}...")
+    covers = "the whole file has" if packed.checksum else "the bits have"
+    rest = "" if packed.checksum else "; an older file, whose other bytes have none: export it again"
+    stated = packed.checksum or packed.metadata["sha256"]
+    yield Check(True, "checksum", f"{covers} the SHA-256 stated, {stated[:16]}...{rest}")
     for name, runtime in runtimes.items():
         with exact_arithmetic():
             logits = runtime(packed.golden_image[None])

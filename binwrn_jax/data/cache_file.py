@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from binwrn_jax.system.files import replace_file
 
 
 def read_cached(path: Path) -> dict[str, np.ndarray] | None:
@@ -29,15 +29,5 @@ def write_cached(places: Sequence[Path], arrays: Mapping[str, np.ndarray]) -> No
     for place in places:
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=".binwrn-", suffix=".tmp")
-            try:
-                with open(handle, "wb") as file:
-                    file.write(buffer.getvalue())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, place)
-            except OSError:
-                os.unlink(temporary)
-                raise
+            replace_file(place, buffer.getvalue())
             return

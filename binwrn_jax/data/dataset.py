@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -104,3 +104,43 @@ class Dataset(Protocol):
     def records(self, split: str) -> Records:
         """Opens a split for random access. Arguments and errors as of `arrays`."""
         ...
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How own images are read; the data sets of the catalogue take none of these.
+
+    Attributes:
+      size: side of the square images that a network sees; 0: the size that all images have.
+      channels: 1 (grey) or 3 (RGB); 0: grey if all images are grey.
+      resize: the rule for images of another size, a key of `binwrn_jax.data.images.RESIZE`.
+      stream: ``'yes'``, ``'no'``, or ``'auto'``: decode from disk as needed what is over 1 GB in memory.
+      skip_broken: leave out what cannot be decoded, instead of refusing the data set.
+      image_column: of ``hf:`` and ``tfds:``: which feature holds the image; '': the only one.
+      label_column: of ``hf:`` and ``tfds:``: which feature holds the label; '': the only one.
+    """
+
+    size: int = 0
+    channels: int = 0
+    resize: str = "bilinear"
+    stream: str = "auto"
+    skip_broken: bool = False
+    image_column: str = ""
+    label_column: str = ""
+
+    @classmethod
+    def of_model(cls, name: str, model: Mapping[str, Any], **others: Any) -> ImageOptions:
+        """The options by which own images are read as a model takes them.
+
+        Args:
+          name: of the images; arrays keep their own size.
+          model: description with ``image_shape`` and perhaps ``input``.
+          others: further fields.
+        """
+        height, width, channels = model["image_shape"]
+        return cls(
+            size=0 if name.startswith("npz:") or height != width else height,
+            channels=channels if channels in (1, 3) else 0,
+            resize=(model.get("input") or {}).get("resize", "bilinear"),
+            **others,
+        )

@@ -147,6 +147,21 @@ def read_picture(encoded: bytes, channels: int, resize: str = "bilinear") -> np.
         return pixels.reshape(*pixels.shape[:2], channels)
 
 
+def measure_picture(encoded: bytes) -> tuple[tuple[int, int], bool]:
+    """Decodes an image file and gives ``(height, width)``, upright, and whether it is grey.
+
+    Raises:
+      Exception: it cannot be decoded, see `read_picture`.
+    """
+    import PIL.Image
+
+    with _without_warnings(), PIL.Image.open(io.BytesIO(encoded)) as opened:
+        grey = opened.mode in ("1", "L", "LA", "La") or opened.mode.startswith("I")
+    pixels = read_picture(encoded, 1 if grey else 3)
+    assert isinstance(pixels, np.ndarray)
+    return (pixels.shape[0], pixels.shape[1]), grey
+
+
 _quiet_lock = threading.Lock()
 _quiet_users: list[warnings.catch_warnings] = []
 

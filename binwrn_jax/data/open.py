@@ -9,26 +9,70 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
+from binwrn_jax.data.array_files import ArraySource
 from binwrn_jax.data.catalog import lookup
-from binwrn_jax.data.dataset import Arrays, Dataset
+from binwrn_jax.data.dataset import Arrays, Dataset, ImageOptions
+from binwrn_jax.data.folder import FolderSource
+from binwrn_jax.data.huggingface import HuggingFaceSource
 from binwrn_jax.data.on_device import DeviceData
+from binwrn_jax.data.own import OwnDataset
+from binwrn_jax.data.source import Source
 from binwrn_jax.data.streamed import StreamedData
 from binwrn_jax.data.tfds import TfdsDataset
+from binwrn_jax.data.tfds_folder import TfdsSource
+from binwrn_jax.errors import UserError
 
 Batches = DeviceData | StreamedData
 
 
-def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
+# How own images are named: what comes before the colon, and what may follow it.
+SCHEMES = {
+    "folder": "a folder with one folder of image files for each class",
+    "npz": "a .npz file with the arrays images and labels, or a folder of such .npy files",
+    "tfds": "a data set that TFDS has prepared, by its name or folder",
+    "hf": "a data set of the library datasets, by its name or folder",
+}
+
+
+def open_dataset(name: str, data_dir: str | None = None, options: ImageOptions | None = None) -> Dataset:
     """Opens a data set. What is not prepared is downloaded and prepared when its images are first asked for.
 
     Args:
-      name: a name of the catalogue, such as ``'cifar10'``.
+      name: a name of the catalogue, such as ``'cifar10'``, or own images: ``'folder:PATH'``, ``'npz:PATH'``,
+        ``'tfds:NAME'``, ``'hf:NAME'`` (docs/own-data.md), which are looked through here.
       data_dir: folder of prepared TFDS data sets; default TFDS_DATA_DIR, else ``~/tensorflow_datasets``.
+      options: how own images are read.
 
     Raises:
-      UserError: there is no such data set.
+      UserError: there is no such data set; options that are not for it; own images that cannot be used.
     """
+    scheme, colon, rest = str(name).partition(":")
+    if colon and scheme in SCHEMES:
+        return OwnDataset(
+            _open_source(scheme, rest, data_dir, options or ImageOptions()), options or ImageOptions()
+        )
+    if options not in (None, ImageOptions()):
+        raise UserError(f"{name} has its own size and channels: data.size and its like are for own images")
     return TfdsDataset(lookup(name), data_dir)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is one of own images, ``'folder:PATH'`` for example."""
+    scheme, colon, _ = str(name).partition(":")
+    return bool(colon) and scheme in SCHEMES
+
+
+def _open_source(scheme: str, rest: str, data_dir: str | None, options: ImageOptions) -> Source:
+    if not rest:
+        raise UserError(f"{scheme}: names nothing: after the colon comes {SCHEMES[scheme]}")
+    if scheme == "folder":
+        return FolderSource(rest)
+    if scheme == "npz":
+        return ArraySource(rest)
+    columns = options.image_column, options.label_column
+    if scheme == "tfds":
+        return TfdsSource(rest, data_dir, *columns)
+    return HuggingFaceSource(rest, *columns)
 
 
 def load(name: str, split: str, data_dir: str | None = None, limit: int | None = None) -> Arrays:

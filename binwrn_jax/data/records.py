@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from binwrn_jax.data.cache_file import read_cached, write_cached
-from binwrn_jax.data.failures import DamagedError, is_remote
+from binwrn_jax.data.failures import DamagedError, MismatchError, is_remote
 from binwrn_jax.errors import UserError
 from binwrn_jax.system.cache import user_cache
 
@@ -69,6 +69,41 @@ def open_records(builder: Any, split: str, cache_offsets: bool = False) -> Seria
     if file_format == "tfrecord":
         return TFRecords(shards, cache_offsets)
     raise UserError(f"{builder.data_dir} holds {file_format} files: only array_record and tfrecord are read")
+
+
+def check_counts(builder: Any, split: str) -> None:
+    """Compares the number of records in each file of a split with what ``dataset_info.json`` says.
+
+    Raises:
+      EOFError: a file has fewer records, or ends within one.
+      MismatchError: a file has more.
+    """
+    from etils import epath
+
+    for shard in builder.info.splits[split].file_instructions:
+        name, wanted = os.fspath(shard.filename), shard.examples_in_shard
+        if builder.info.file_format.value == "tfrecord":
+            path = epath.Path(name)
+            found = len(_scan(path, _file_size(path))) - 1
+        else:
+            found = _array_record_count(name)
+        if found != wanted:
+            kind = EOFError if found < wanted else MismatchError
+            raise kind(f"{name} has {found} records, but dataset_info.json says {wanted}")
+
+
+def _array_record_count(name: str) -> int:
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(name)
+        count = int(reader.num_records())
+        reader.close()
+    except RuntimeError as error:
+        if "should be at least" in str(error):
+            raise EOFError(f"{name} holds no records ({error})") from error
+        raise
+    return count
 
 
 def parse(record: bytes, image: str = "image", label: str = "label") -> tuple[bytes, int]:

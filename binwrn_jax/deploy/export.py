@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from binwrn_jax.deploy.packed import PackedModel, open_numpy, open_packed, pack, write_packed
+from binwrn_jax.deploy.jax_runtime import open_packed
+from binwrn_jax.deploy.numpy_runtime import open_numpy
+from binwrn_jax.deploy.packed import PackedModel, pack, write_packed
 from binwrn_jax.deploy.predictor import JaxPredictor
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import Predictor
 from binwrn_jax.store.model import load_model
+from binwrn_jax.system.files import replace_file
 
 # Largest difference of two logits, relative to the largest logit. All readers compute in float32, but sum
 # in different orders: about 1e-6 is what comes of that in the networks of the paper.
@@ -75,9 +77,9 @@ def write_verified(
         raise UserError(f"cannot write {path}: there is no such folder")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder")
-    unverified = path.with_name(f".{path.name}.{os.getpid()}.unverified")
     lines = []
-    try:
+
+    def write_and_compare(unverified: Path) -> None:
         write(unverified)
         for name, reader in readers.items():
             with exact_arithmetic():
@@ -92,9 +94,8 @@ def write_verified(
                 f"{name}: {len(images)} predictions identical to the trained network's, logits within "
                 f"{error:.1e} of the largest (tolerance {TOLERANCE:g})"
             )
-        os.replace(unverified, path)
-    finally:
-        unverified.unlink(missing_ok=True)
+
+    replace_file(path, write_and_compare)
     return lines
 
 

@@ -54,14 +54,14 @@ def open_model(
 
         return open_stablehlo(path)
     if runtime == "numpy":
-        from binwrn_jax.deploy.packed import open_numpy
+        from binwrn_jax.deploy.numpy_runtime import open_numpy
 
         return open_numpy(path)
     if runtime == "native":
         from binwrn_jax.deploy.native import open_native
 
         return open_native(path)
-    from binwrn_jax.deploy.packed import open_packed
+    from binwrn_jax.deploy.jax_runtime import open_packed
 
     return open_packed(path)
 
@@ -109,12 +109,12 @@ def layers(path: str | Path) -> list[LayerRow]:
     if kind == "folder":
         return _folder_layers(path)
     if kind == "packed":
-        from binwrn_jax.deploy.packed import layers as packed_layers
+        from binwrn_jax.deploy.layers import layers as packed_layers
 
         return packed_layers(path)
     if kind == "onnx":
+        from binwrn_jax.deploy.layers import layers_of
         from binwrn_jax.deploy.onnx_file import read_onnx
-        from binwrn_jax.deploy.packed import layers_of
 
         return layers_of(read_onnx(path))
     raise UserError(f"{path}: the layers of a {kind} file are not listed: inspect what it was exported from")

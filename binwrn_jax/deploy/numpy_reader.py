@@ -19,11 +19,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import struct
 import sys
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -33,6 +34,9 @@ VERSION = 1
 # Limits that every reader enforces. The largest network of the paper, 20-20, is far inside: a header of
 # 8 kB, 13.5 MB of tensors, 15 million activations and 16 billion multiply-adds per image.
 MAX_HEADER = 16 << 20  # bytes
+MAX_MARKS = 1 << 20  # characters , : [ { of a JSON text, outside of its strings
+MAX_NESTING = 64  # arrays and objects inside each other
+MAX_NUMBER = 4300  # characters of a number
 MAX_DATA = 256 << 20  # bytes of all tensors together
 MAX_OPERATIONS = 4096
 MAX_SIDE = 4096  # height, width and channels of the input
@@ -40,8 +44,17 @@ MAX_CHANNELS = 65536  # of any other value, and classes
 MAX_WINDOW = 64  # and strides
 MAX_ACTIVATIONS = 1 << 27  # float32 values of all results together, per image
 MAX_WORK = 1 << 38  # multiply-adds of all operations together, per image
+MAX_RANGE = 2.0**126  # of a result that the operations can have: float32 ends below 2^128
+UNPACKED = 1 << 22  # weights of a convolution that are floats at a time, while it runs
+MAX_VALUE = 2.0**64  # of a result while the network runs, where its range is not known to be inside
 
 DTYPES = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}
+RESERVED = ("golden.image", "golden.logits")  # tensors that belong to no operation
+CHECKSUM = "file_sha256"  # entry of __metadata__: of the whole file, its own value taken as 64 zeros
+OLDER = (
+    "written before files had a checksum of all their bytes: damage is found in the convolutions only; "
+    "export it again to cover everything"
+)
 
 Shape = tuple[int, ...]
 
@@ -59,13 +72,17 @@ def _is_int(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
+def _is_list_of(value: Any, length: int, low: int, high: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(_is_int(n, low, high) for n in value)
+
+
 def _brief(value: Any) -> str:
     """A value from the file as it may stand in a message: short and on one line."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# --- the container ------------------------------------------------------------------------------------------
+# --- JSON ---------------------------------------------------------------------------------------------------
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,17 +95,51 @@ def _refuse_constant(name: str) -> None:
     raise PackedFileError(f"the header's JSON has the value {name}")
 
 
-def _parse_json(text: str | bytes, what: str) -> dict[str, Any]:
+def _number(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        _demand(len(text) <= MAX_NUMBER, f"the header's JSON has a number of {len(text)} characters")
+        return convert(text)
+
+    return parse
+
+
+def _bound_json(text: str, what: str) -> None:
+    """Checks, before anything is made of it, that a JSON text has few values and is not nested deeply."""
+    # Without strings; possessive (++, *+), so that it takes linear time and no memory for ways back.
+    marks = re.sub(r'"(?:[^"\\]++|\\.)*+"?', "", text, flags=re.DOTALL)
+    count = sum(marks.count(mark) for mark in ",:[{")
+    _demand(count <= MAX_MARKS, f"{what} has more than {MAX_MARKS} values")
+    depth = 0
+    for mark in re.findall(r"[][{}]", marks):
+        depth += 1 if mark in "[{" else -1
+        _demand(depth <= MAX_NESTING, f"{what} is nested more than {MAX_NESTING} deep")
+
+
+def _parse_json(text: str, what: str) -> dict[str, Any]:
+    """A JSON object, of a text that keeps the limits and has only complete Unicode characters."""
+    _bound_json(text, what)
     try:
         value = json.loads(
-            text, object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant
+            text,
+            object_pairs_hook=_object_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_int=_number(int),
+            parse_float=_number(float),
         )
     except PackedFileError:
         raise
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers too long, nested too deeply
+    except (ValueError, RecursionError) as error:
         raise PackedFileError(f"{what} is not valid JSON ({type(error).__name__})") from error
     _demand(isinstance(value, dict), f"{what} is not a JSON object")
+    if "\\u" in text:  # else no string can have half of a surrogate pair
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise PackedFileError(f"{what} has half of a character (a lone surrogate)") from error
     return value
+
+
+# --- the container ------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +152,29 @@ class Entry:
     end: int
 
 
-def read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Entry], int]:
-    """Reads and checks the container's header.
+class Header(NamedTuple):
+    """What `read_header` finds.
+
+    Attributes:
+      metadata: the JSON object called ``binwrn``, its descriptive fields checked.
+      entries: the tensors by name.
+      start: the position of their first byte in the file.
+      checksum: the SHA-256 of the file that it states, in hex; None in an older file, which states none.
+      raw: all bytes of the file before ``start``.
+    """
+
+    metadata: dict[str, Any]
+    entries: dict[str, Entry]
+    start: int
+    checksum: str | None
+    raw: bytes
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Reads and checks the container's header, and that the file is as long as it says.
 
     Args:
       file: opened in binary mode, at its start.
-
-    Returns:
-      ``(metadata, entries, data_start)``: the JSON object called ``binwrn``, the tensors by name, and
-      the position of their first byte in the file.
 
     Raises:
       PackedFileError: it is no safetensors file of a packed model, or its lengths do not fit.
@@ -117,17 +182,19 @@ def read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Entry], int]:
     status = os.fstat(file.fileno())
     _demand(stat.S_ISREG(status.st_mode), "not a regular file")
     size = status.st_size
-    start = file.read(8)
-    _demand(len(start) == 8, f"not a packed model: only {size} bytes long")
-    (length,) = struct.unpack("<Q", start)
+    first = file.read(8)
+    _demand(len(first) == 8, f"not a packed model: only {size} bytes long")
+    (length,) = struct.unpack("<Q", first)
     _demand(length <= MAX_HEADER, "not a packed model: no header of a safetensors file")
     _demand(8 + length <= size, f"truncated: a header of {length} bytes in a file of {size}")
     text = file.read(length)
     _demand(
         len(text) == length and text.startswith(b"{"), "not a packed model: no header of a safetensors file"
     )
-    header = _parse_json(text, "the header")
-
+    try:
+        header = _parse_json(text.decode("utf-8"), "the header")
+    except UnicodeDecodeError as error:
+        raise PackedFileError("the header is not UTF-8") from error
     outer = header.pop("__metadata__", None)
     _demand(
         isinstance(outer, dict) and isinstance(outer.get("binwrn"), str),
@@ -136,32 +203,12 @@ def read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Entry], int]:
     metadata = _parse_json(outer["binwrn"], "the metadata 'binwrn'")
     _demand(metadata.get("format") == FORMAT, f"format {_brief(metadata.get('format'))}, not {FORMAT!r}")
     version = metadata.get("version")
-    _demand(_is_int(version, 1, 2**31), f"version {_brief(version)} is no version number")
+    _demand(_is_int(version, 1, 2**31 - 1), f"version {_brief(version)} is no version number")
     _demand(version == VERSION, f"version {version}, but this program reads version {VERSION}: update it")
+    unknown = sorted(set(outer) - {"binwrn", CHECKSUM})
+    _demand(not unknown, f"metadata {_brief(unknown[:1])} beside 'binwrn'")
     _demand((8 + length) % 8 == 0, "the tensors do not begin at a multiple of 8 bytes")
-
-    entries = {}
-    for name, item in header.items():
-        _demand(
-            isinstance(item, dict) and set(item) == {"dtype", "shape", "data_offsets"}, "bad tensor entry"
-        )
-        dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-        _demand(dtype in ("U8", "F32"), f"tensor {_brief(name)} has dtype {_brief(dtype)}, not U8 or F32")
-        _demand(
-            isinstance(shape, list) and len(shape) <= 3 and all(_is_int(n, 1, MAX_DATA) for n in shape),
-            f"tensor {_brief(name)} has the shape {_brief(shape)}",
-        )
-        _demand(
-            isinstance(offsets, list) and len(offsets) == 2 and all(_is_int(n, 0, MAX_DATA) for n in offsets),
-            f"tensor {_brief(name)} has the offsets {_brief(offsets)}",
-        )
-        entry = Entry(DTYPES[dtype], tuple(shape), *offsets)
-        _demand(
-            entry.end - entry.begin == math.prod(shape) * entry.dtype.itemsize,
-            f"tensor {_brief(name)}: shape {shape} does not fit its {entry.end - entry.begin} bytes",
-        )
-        _demand(entry.begin % entry.dtype.itemsize == 0, f"tensor {_brief(name)} is not aligned")
-        entries[name] = entry
+    entries = {name: _read_entry(name, item) for name, item in header.items()}
     position = 0
     for name, entry in sorted(entries.items(), key=lambda pair: pair[1].begin):
         _demand(entry.begin == position, f"gap or overlap before the bytes of tensor {_brief(name)}")
@@ -170,46 +217,231 @@ def read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Entry], int]:
         8 + length + position == size,
         f"the file has {size} bytes, but its header announces {8 + length + position}: truncated or damaged",
     )
-    return metadata, entries, 8 + length
+    check_description(metadata)
+    stated = outer.get(CHECKSUM)
+    if CHECKSUM in outer:
+        _demand(isinstance(stated, str) and _checksum_at(text, stated) >= 0, f"{CHECKSUM} is no checksum")
+    return Header(metadata, entries, 8 + length, stated, first + text)
+
+
+def _read_entry(name: str, item: Any) -> Entry:
+    _demand(isinstance(item, dict) and set(item) == {"dtype", "shape", "data_offsets"}, "bad tensor entry")
+    dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
+    _demand(dtype in ("U8", "F32"), f"tensor {_brief(name)} has dtype {_brief(dtype)}, not U8 or F32")
+    _demand(
+        isinstance(shape, list) and len(shape) <= 3 and all(_is_int(n, 1, MAX_DATA) for n in shape),
+        f"tensor {_brief(name)} has the shape {_brief(shape)}",
+    )
+    _demand(_is_list_of(offsets, 2, 0, MAX_DATA), f"tensor {_brief(name)} has the offsets {_brief(offsets)}")
+    entry = Entry(DTYPES[dtype], tuple(shape), *offsets)
+    _demand(
+        entry.end - entry.begin == math.prod(shape) * entry.dtype.itemsize,
+        f"tensor {_brief(name)}: shape {shape} does not fit its {entry.end - entry.begin} bytes",
+    )
+    _demand(entry.begin % entry.dtype.itemsize == 0, f"tensor {_brief(name)} is not aligned")
+    return entry
+
+
+def _checksum_at(raw: bytes, stated: str) -> int:
+    """Where the digits of the whole file's checksum stand in the header; -1 if not exactly once."""
+    marker = f'"{CHECKSUM}":"'.encode()
+    at = raw.find(marker) + len(marker)
+    once = at >= len(marker) and raw.find(marker, at) < 0
+    digits = raw[at : at + 65]
+    return at if once and digits == f'{stated}"'.encode() and re.fullmatch(rb"[0-9a-f]{64}\"", digits) else -1
+
+
+def file_checksum(raw: bytes, stated: str, data: bytes | memoryview) -> str:
+    """SHA-256, in hex, over a whole file in which the 64 digits of its own checksum count as zeros.
+
+    Args:
+      raw: the file up to its first tensor.
+      stated: the checksum in it, which may be wrong.
+      data: the rest of the file.
+    """
+    at = _checksum_at(raw, stated)
+    digest = hashlib.sha256(raw[:at] + b"0" * 64 + raw[at + 64 :])
+    digest.update(data)
+    return digest.hexdigest()
+
+
+# --- what describes the model -------------------------------------------------------------------------------
+
+
+def _is_text(value: Any) -> bool:
+    """A string without control characters, which could make a terminal do something."""
+    return isinstance(value, str) and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value)
+
+
+def check_description(metadata: dict[str, Any]) -> None:
+    """Checks the fields that say what the model is for; what they mean matters to no computation.
+
+    Raises:
+      PackedFileError: a field of another type than docs/packed-format.md says, or control characters.
+    """
+    image, classes = metadata.get("input"), metadata.get("num_classes")
+    _demand(isinstance(image, dict), f"input {_brief(image)} is not an object")
+    for key, choices in (("resize", ("bilinear", "center_crop")), ("channels", ("grey", "RGB", "other"))):
+        value = image.get(key)
+        _demand(
+            value is None or (isinstance(value, str) and value in choices),
+            f"input {key} {_brief(value)} is none of {', '.join(choices)}",
+        )
+    _demand(_is_int(classes, 1, MAX_CHANNELS), f"num_classes {_brief(classes)}")
+    names = metadata.get("class_names")
+    _demand(
+        isinstance(names, list) and len(names) in (0, classes) and all(_is_text(n) for n in names),
+        f"class_names are not {classes} strings without control characters, nor an empty list",
+    )
+    for key in ("dataset", "license", "config_sha256"):
+        value = metadata.get(key)
+        _demand(
+            value is None or _is_text(value), f"{key} {_brief(value)} is no string without control characters"
+        )
+    for key in ("network", "test"):
+        value = metadata.get(key)
+        _demand(value is None or isinstance(value, dict), f"{key} {_brief(value)} is not an object")
+    source = metadata.get("source")
+    _demand(
+        source is None or isinstance(source, dict) or _is_text(source),
+        f"source {_brief(source)} is no object",
+    )
 
 
 # --- the operations -----------------------------------------------------------------------------------------
-
-FIELDS = {
-    "affine": {"tensor", "min"},
-    "conv": {"tensor", "window", "stride", "pads", "channels"},
-    "average_pool": {"window", "stride", "pads"},
-    "max_pool": {"window", "stride", "pads"},
-    "pad_channels": {"channels"},
-    "add": set(),
-    "global_average": set(),
-}
-
-
-def _pair(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_int(n, low, high) for n in value)
 
 
 def _slide(where: str, operation: dict[str, Any], shape: Shape) -> tuple[int, int]:
     """Height and width of what a window sliding over an image gives."""
     window, stride, pads = operation.get("window"), operation.get("stride"), operation.get("pads")
-    _demand(_pair(window, 1, MAX_WINDOW), f"{where}: window {_brief(window)}")
-    _demand(_pair(stride, 1, MAX_WINDOW), f"{where}: stride {_brief(stride)}")
+    _demand(_is_list_of(window, 2, 1, MAX_WINDOW), f"{where}: window {_brief(window)}")
+    _demand(_is_list_of(stride, 2, 1, MAX_WINDOW), f"{where}: stride {_brief(stride)}")
     # Padding below the window's size: each window has a pixel of the image in it.
     _demand(
         isinstance(pads, list)
         and len(pads) == 2
-        and all(_pair(pad, 0, size - 1) for pad, size in zip(pads, window, strict=True)),
+        and all(_is_list_of(pad, 2, 0, size - 1) for pad, size in zip(pads, window, strict=True)),
         f"{where}: pads {_brief(pads)} with a window of {window}",
     )
-    result = tuple(
+    height, width = (
         (size + sum(pad) - side) // step + 1
-        for size, pad, side, step in zip(shape, pads, window, stride, strict=False)
+        for size, pad, side, step in zip(shape[:2], pads, window, stride, strict=True)
     )
     _demand(
-        min(result) >= 1, f"{where}: a window of {window} does not fit into {shape[0]} x {shape[1]} pixels"
+        min(height, width) >= 1,
+        f"{where}: a window of {window} does not fit into {shape[0]} x {shape[1]} pixels",
     )
-    return result
+    return height, width
+
+
+class Expected(dict[str, tuple[np.dtype, Shape]]):
+    """The tensors that the operations need, by name: dtype and shape."""
+
+    def tensor(self, where: str, name: Any, suffix: str, dtype: str, shape: Shape) -> None:
+        """Adds one, which no other operation has."""
+        _demand(isinstance(name, str), f"{where}: tensor {_brief(name)}")
+        _demand(name + suffix not in RESERVED, f"{where}: the name {_brief(name)} of a tensor is reserved")
+        _demand(name + suffix not in self, f"{where}: tensor {_brief(name)} is used twice")
+        self[name + suffix] = DTYPES[dtype], shape
+
+
+# Each of these checks the fields of one kind of operation, whose inputs have the shapes given. It returns the
+# shape of the result, and multiply-adds for each of its numbers.
+Checked = tuple[Shape, int]
+
+
+def _check_affine(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    low = operation.get("min")
+    finite = type(low) in (int, float) and abs(low) <= 3e38
+    _demand(low is None or finite, f"{where}: min {_brief(low)} is no number")
+    for suffix in (".scale", ".offset"):
+        expected.tensor(where, operation.get("tensor"), suffix, "F32", (inputs[0][2],))
+    return inputs[0], 1
+
+
+def _check_conv(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    size, channels = _slide(where, operation, inputs[0]), operation.get("channels")
+    _demand(
+        _is_list_of(channels, 2, 1, MAX_CHANNELS) and channels[0] == inputs[0][2],
+        f"{where}: channels {_brief(channels)} for an input with {inputs[0][2]}",
+    )
+    weights = math.prod(operation["window"]) * channels[0]
+    expected.tensor(where, operation.get("tensor"), "", "U8", (channels[1], -(-weights // 8)))
+    return (*size, channels[1]), weights
+
+
+def _check_pool(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    return (*_slide(where, operation, inputs[0]), inputs[0][2]), math.prod(operation["window"])
+
+
+def _check_pad(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    height, width, channels = inputs[0]
+    more = operation.get("channels")
+    _demand(_is_int(more, channels, MAX_CHANNELS), f"{where}: {_brief(more)} channels from {channels}")
+    return (height, width, more), 1
+
+
+def _check_add(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    _demand(inputs[0] == inputs[1], f"{where}: values of shapes {inputs[0]} and {inputs[1]}")
+    return inputs[0], 1
+
+
+def _check_average(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    return (inputs[0][2],), 1
+
+
+class Kind(NamedTuple):
+    """One kind of operation: its fields beside ``op``, ``in`` and ``out``, its inputs, its checker."""
+
+    fields: frozenset[str]
+    inputs: int
+    check: Callable[[str, dict[str, Any], list[Shape], Expected], Checked]
+
+
+_SLIDING = frozenset({"window", "stride", "pads"})
+KINDS = {
+    "affine": Kind(frozenset({"tensor", "min"}), 1, _check_affine),
+    "conv": Kind(_SLIDING | {"tensor", "channels"}, 1, _check_conv),
+    "average_pool": Kind(_SLIDING, 1, _check_pool),
+    "max_pool": Kind(_SLIDING, 1, _check_pool),
+    "pad_channels": Kind(frozenset({"channels"}), 1, _check_pad),
+    "add": Kind(frozenset(), 2, _check_add),
+    "global_average": Kind(frozenset(), 1, _check_average),
+}
+
+
+def _check_input(metadata: dict[str, Any]) -> Shape:
+    """The shape of an image."""
+    image = metadata.get("input")
+    shape = image.get("shape") if isinstance(image, dict) else None
+    _demand(_is_list_of(shape, 3, 1, MAX_SIDE), f"input shape {_brief(shape)} is not [H, W, C]")
+    _demand(image.get("dtype") == "uint8", f"input dtype {_brief(image.get('dtype'))}, not 'uint8'")
+    limits = image.get("range")
+    _demand(
+        _is_list_of(limits, 2, 0, 255) and limits == [0, 255], f"input range {_brief(limits)}, not [0, 255]"
+    )
+    return tuple(shape)
+
+
+def _check_operation(where: str, operation: Any, shapes: dict[str, Shape], expected: Expected) -> Checked:
+    """Checks one operation and gives the shape of its result to `shapes`."""
+    _demand(isinstance(operation, dict), f"{where} is not an object")
+    op, inputs, out = operation.get("op"), operation.get("in"), operation.get("out")
+    _demand(isinstance(op, str) and op in KINDS, f"{where}: unknown op {_brief(op)}")
+    kind, where = KINDS[op], f"{where} ({op})"
+    unknown = sorted(set(operation) - {"op", "in", "out"} - kind.fields)
+    _demand(not unknown, f"{where}: unknown field {_brief(unknown[:1])}")
+    _demand(
+        isinstance(inputs, list)
+        and len(inputs) == kind.inputs
+        and all(isinstance(name, str) and name in shapes for name in inputs),
+        f"{where}: inputs {_brief(inputs)} are not made by the operations before it",
+    )
+    _demand(isinstance(out, str) and 1 <= len(out) <= 64, f"{where}: output name {_brief(out)}")
+    _demand(out not in shapes, f"{where}: output {_brief(out)} is made twice")
+    shape, cost = kind.check(where, operation, [shapes[name] for name in inputs], expected)
+    shapes[out] = shape
+    return shape, cost
 
 
 def value_shapes(
@@ -227,98 +459,29 @@ def value_shapes(
     Raises:
       PackedFileError: they are no well-formed network within the limits, or do not fit the tensors.
     """
-    image = metadata.get("input")
-    image_shape = image.get("shape") if isinstance(image, dict) else None
-    _demand(
-        isinstance(image_shape, list)
-        and len(image_shape) == 3
-        and all(_is_int(n, 1, MAX_SIDE) for n in image_shape),
-        f"input shape {_brief(image_shape)} is not [H, W, C]",
-    )
-    _demand(image.get("dtype") == "uint8", f"input dtype {_brief(image.get('dtype'))}, not 'uint8'")
-    _demand(image.get("range") == [0, 255], f"input range {_brief(image.get('range'))}, not [0, 255]")
+    image_shape = _check_input(metadata)
     operations = metadata.get("operations")
     _demand(
         isinstance(operations, list) and 1 <= len(operations) <= MAX_OPERATIONS,
         f"no list of 1 to {MAX_OPERATIONS} operations",
     )
-
-    expected: dict[str, tuple[np.dtype, Shape]] = {}
-    shapes: dict[str, Shape] = {"image": tuple(image_shape)}
+    expected, shapes = Expected(), {"image": image_shape}
     activations, work = math.prod(image_shape), 0
-
-    def expect(where: str, name: Any, suffixes: tuple[str, ...], dtype: str, shape: Shape) -> None:
-        _demand(isinstance(name, str), f"{where}: tensor {_brief(name)}")
-        for suffix in suffixes:
-            _demand(name + suffix not in expected, f"{where}: tensor {_brief(name)} is used twice")
-            expected[name + suffix] = DTYPES[dtype], shape
-
     for index, operation in enumerate(operations):
         where = f"operation {index}"
-        _demand(isinstance(operation, dict), f"{where} is not an object")
-        op, inputs, out = operation.get("op"), operation.get("in"), operation.get("out")
-        _demand(isinstance(op, str) and op in FIELDS, f"{where}: unknown op {_brief(op)}")
-        where = f"{where} ({op})"
-        unknown = set(operation) - {"op", "in", "out"} - FIELDS[op]
-        _demand(not unknown, f"{where}: unknown field {_brief(sorted(unknown)[:1])}")
+        shape, cost = _check_operation(where, operation, shapes, expected)
+        last = index + 1 == len(operations)
         _demand(
-            isinstance(inputs, list)
-            and len(inputs) == (2 if op == "add" else 1)
-            and all(isinstance(name, str) and name in shapes for name in inputs),
-            f"{where}: inputs {_brief(inputs)} are not made by the operations before it",
+            last or operation["op"] != "global_average", f"{where} (global_average) is not the last operation"
         )
-        _demand(isinstance(out, str) and 1 <= len(out) <= 64, f"{where}: output name {_brief(out)}")
-        _demand(out not in shapes, f"{where}: output {_brief(out)} is made twice")
-        x = shapes[inputs[0]]
-        cost = 1
-        if op == "affine":
-            low = operation.get("min")
-            finite = type(low) in (int, float) and abs(low) <= 3e38
-            _demand(low is None or finite, f"{where}: min {_brief(low)} is no number")
-            expect(where, operation.get("tensor"), (".scale", ".offset"), "F32", (x[2],))
-            shape = x
-        elif op == "conv":
-            height, width = _slide(where, operation, x)
-            channels = operation.get("channels")
-            _demand(
-                _pair(channels, 1, MAX_CHANNELS) and channels[0] == x[2],
-                f"{where}: channels {_brief(channels)} for an input with {x[2]}",
-            )
-            cost = math.prod(operation["window"]) * x[2]
-            expect(where, operation.get("tensor"), ("",), "U8", (channels[1], -(-cost // 8)))
-            shape = (height, width, channels[1])
-        elif op in ("average_pool", "max_pool"):
-            shape = (*_slide(where, operation, x), x[2])
-            cost = math.prod(operation["window"])
-        elif op == "pad_channels":
-            channels = operation.get("channels")
-            _demand(
-                _is_int(channels, x[2], MAX_CHANNELS), f"{where}: {_brief(channels)} channels from {x[2]}"
-            )
-            shape = (x[0], x[1], channels)
-        elif op == "add":
-            other = shapes[inputs[1]]
-            _demand(x == other, f"{where}: values of shapes {x} and {other}")
-            shape = x
-        else:
-            _demand(index + 1 == len(operations), f"{where} is not the last operation")
-            shape = (x[2],)
-        shapes[out] = shape
         activations += math.prod(shape)
         work += math.prod(shape) * cost
         _demand(activations <= MAX_ACTIVATIONS, f"{where}: more than {MAX_ACTIVATIONS} activations per image")
         _demand(work <= MAX_WORK, f"{where}: more than {MAX_WORK} multiply-adds per image")
-
     classes = metadata.get("num_classes")
     _demand(operations[-1]["op"] == "global_average", "the last operation is not global_average")
-    _demand(_is_int(classes, 1, MAX_CHANNELS), f"num_classes {_brief(classes)}")
     _demand(shape == (classes,), f"the operations end in {shape[0]} logits, but there are {classes} classes")
-    names = metadata.get("class_names")
-    _demand(
-        isinstance(names, list) and len(names) in (0, classes) and all(isinstance(n, str) for n in names),
-        f"class_names are not {classes} strings, nor an empty list",
-    )
-    expected["golden.image"] = DTYPES["U8"], tuple(image_shape)
+    expected["golden.image"] = DTYPES["U8"], image_shape
     expected["golden.logits"] = DTYPES["F32"], (classes,)
     for name, wanted in expected.items():
         found = tensor_shapes.get(name)
@@ -330,6 +493,9 @@ def value_shapes(
     return shapes
 
 
+# --- what the tensors hold ----------------------------------------------------------------------------------
+
+
 def checksum(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """SHA-256, in hex, over the bytes of all convolutions in order of the operations."""
     digest = hashlib.sha256()
@@ -339,11 +505,79 @@ def checksum(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def largest_value(
+    metadata: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    shapes: dict[str, Shape],
+    most: float = math.inf,
+) -> float:
+    """A bound of the magnitudes of all results and partial sums, whatever the image; in float64.
+
+    Args:
+      metadata: the JSON object ``binwrn``.
+      tensors: the arrays by name.
+      shapes: what `value_shapes` returns of them.
+      most: magnitudes are cut to this before the next operation; the bound is of what was before.
+
+    Returns:
+      The bound; where it exceeds MAX_RANGE, that of the first result that does.
+    """
+    magnitudes = {"image": np.full(shapes["image"][2], 255.0)}  # of each value, by channel
+    last_use = {name: i for i, op in enumerate(metadata["operations"]) for name in op["in"]}
+    bound = 255.0
+    for index, operation in enumerate(metadata["operations"]):
+        x = magnitudes[operation["in"][0]]
+        terms = 1  # of a sum that is divided by their number afterwards
+        if operation["op"] == "affine":
+            scale, offset = (
+                np.abs(np.float64(tensors[f"{operation['tensor']}.{part}"])) for part in ("scale", "offset")
+            )
+            x = np.maximum(scale * x + offset, abs(float(operation.get("min") or 0)))
+        elif operation["op"] == "conv":
+            x = np.full(operation["channels"][1], math.prod(operation["window"]) * x.sum())
+        elif operation["op"] == "pad_channels":
+            x = np.pad(x, (0, operation["channels"] - len(x)))
+        elif operation["op"] == "add":
+            x = x + magnitudes[operation["in"][1]]
+        elif operation["op"] == "average_pool":
+            terms = math.prod(operation["window"])
+        elif operation["op"] == "global_average":
+            terms = math.prod(shapes[operation["in"][0]][:2])
+        bound = max(bound, terms * float(x.max()))
+        if bound > MAX_RANGE:
+            break
+        magnitudes[operation["out"]] = np.minimum(x, most)
+        for name in (*operation["in"], operation["out"]):
+            if last_use.get(name, -1) <= index:
+                magnitudes.pop(name, None)
+    return bound
+
+
+def is_bounded(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bool:
+    """Whether no image can lead to values that float32 does not hold.
+
+    Where this cannot be shown, as in very deep networks, no single operation may turn values up to MAX_VALUE
+    into values beyond MAX_RANGE, and running the network checks that none exceeds MAX_VALUE.
+
+    Raises:
+      PackedFileError: an operation does.
+    """
+    shapes = value_shapes(metadata, {name: (x.dtype, x.shape) for name, x in tensors.items()})
+    if largest_value(metadata, tensors, shapes) <= MAX_RANGE:
+        return True
+    _demand(
+        largest_value(metadata, tensors, shapes, MAX_VALUE) <= MAX_RANGE,
+        "its values can exceed what float32 holds: a scale, offset or minimum is too large",
+    )
+    return False
+
+
 def check_tensors(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     """Checks what the tensors hold; their dtypes and shapes are those that `value_shapes` accepts.
 
     Raises:
-      PackedFileError: wrong checksum, a padding bit that is set, a number that is not finite.
+      PackedFileError: wrong checksum, a padding bit that is set, a number that is not finite, values that
+        can become too large.
     """
     _demand(metadata.get("sha256") == checksum(metadata, tensors), "the bits do not have the checksum stated")
     for operation in metadata["operations"]:
@@ -353,31 +587,46 @@ def check_tensors(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> N
             _demand(not used or not (last >> used).any(), f"padding bits of {operation['tensor']!r} are set")
     for name, tensor in tensors.items():
         _demand(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"tensor {name!r} is not finite")
+    is_bounded(metadata, tensors)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+class Contents(NamedTuple):
+    """What `read` finds.
+
+    Attributes:
+      metadata: the JSON object ``binwrn``.
+      tensors: the arrays by name, read-only.
+      checksum: the SHA-256 of the whole file, in hex, which was checked; None in an older file without one.
+    """
+
+    metadata: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    checksum: str | None
+
+
+def read(path: str | os.PathLike[str]) -> Contents:
     """Reads and checks a packed file.
-
-    Returns:
-      ``(metadata, tensors)``: the JSON object ``binwrn`` and the arrays by name, read-only.
 
     Raises:
       PackedFileError: it is not a packed model, is damaged, or breaks a rule of the format.
       OSError: it cannot be read at all.
     """
     with open(path, "rb") as file:
-        metadata, entries, start = read_header(file)
+        header = read_header(file)
+        metadata, entries = header.metadata, header.entries
         value_shapes(metadata, {name: (entry.dtype, entry.shape) for name, entry in entries.items()})
-        file.seek(start)
         size = max(entry.end for entry in entries.values())
         data = file.read(size)
     _demand(len(data) == size, "the file became shorter while it was read")
+    if header.checksum is not None:
+        found = file_checksum(header.raw, header.checksum, data)
+        _demand(found == header.checksum, "damaged: the file does not have the checksum that it states")
     tensors = {
         name: np.frombuffer(data, entry.dtype, math.prod(entry.shape), entry.begin).reshape(entry.shape)
         for name, entry in entries.items()
     }
     check_tensors(metadata, tensors)
-    return metadata, tensors
+    return Contents(metadata, tensors, header.checksum)
 
 
 # --- running ------------------------------------------------------------------------------------------------
@@ -399,16 +648,74 @@ def signs(bits: np.ndarray, window: list[int], channels: list[int]) -> np.ndarra
     return np.where(kernel, np.float32(1), np.float32(-1))
 
 
-def _windows(x: np.ndarray, operation: dict[str, Any], fill: float) -> Iterator[tuple[int, int, np.ndarray]]:
-    """For each place (y, x) of a window, what all windows have there: ``[N, H_out, W_out, C]``."""
-    window, stride, pads = operation["window"], operation["stride"], operation["pads"]
-    x = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
-    height, width = ((x.shape[1 + i] - window[i]) // stride[i] + 1 for i in (0, 1))
-    for i in range(window[0]):
-        for j in range(window[1]):
-            rows = slice(i, i + (height - 1) * stride[0] + 1, stride[0])
-            columns = slice(j, j + (width - 1) * stride[1] + 1, stride[1])
-            yield i, j, x[:, rows, columns]
+def _tap(bits: np.ndarray, tap: int, channels: int) -> np.ndarray:
+    """The weights at one place of a window, float32 ``[C_in, C_out]``; `tap` counts the places row by row."""
+    first = tap * channels
+    columns = bits[:, first // 8 : -(-(first + channels) // 8)]
+    rows = np.unpackbits(columns, axis=1, bitorder="little")[:, first % 8 : first % 8 + channels]
+    return np.where(rows.T, np.float32(1), np.float32(-1))
+
+
+class Place(NamedTuple):
+    """One place of a sliding window: which pixels of the result have an input there, and which inputs."""
+
+    tap: int
+    out: tuple[slice, slice]
+    into: tuple[slice, slice]
+
+
+def _places(operation: dict[str, Any], shape: Shape) -> Iterator[Place]:
+    """The places of a window that slides over images ``(H, W, C)``, without what lies in the padding."""
+    window = operation["window"]
+    size = _slide("", operation, shape)
+    axes = []
+    for axis in range(2):
+        step, before = operation["stride"][axis], operation["pads"][axis][0]
+        slices = []
+        for at in range(window[axis]):
+            first = max(0, -((at - before) // step))
+            last = min(size[axis] - 1, (shape[axis] - 1 + before - at) // step)
+            begin = first * step + at - before
+            slices.append(
+                (slice(first, last + 1), slice(begin, begin + (last - first) * step + 1, step), last >= first)
+            )
+        axes.append(slices)
+    for y, (out_y, in_y, some_y) in enumerate(axes[0]):
+        for x, (out_x, in_x, some_x) in enumerate(axes[1]):
+            if some_y and some_x:
+                yield Place(y * window[1] + x, (out_y, out_x), (in_y, in_x))
+
+
+def _convolve(x: np.ndarray, operation: dict[str, Any], bits: np.ndarray) -> np.ndarray:
+    (c_in, c_out), shape = operation["channels"], x.shape[1:]
+    result = np.zeros((len(x), *_slide("", operation, shape), c_out), np.float32)
+    together = max(1, UNPACKED // c_in)  # output channels, so that few weights are floats at a time
+    for place in _places(operation, shape):
+        part = x[:, *place.into]
+        for first in range(0, c_out, together):
+            kernel = _tap(bits[first : first + together], place.tap, c_in)
+            product = part.reshape(-1, c_in) @ kernel
+            result[:, *place.out, first : first + together] += product.reshape(*part.shape[:3], -1)
+    return result
+
+
+def _average_pool(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
+    size = _slide("", operation, x.shape[1:])
+    total = np.zeros((len(x), *size, x.shape[3]), np.float32)
+    inside = np.zeros((*size, 1), np.float32)
+    for place in _places(operation, x.shape[1:]):
+        total[:, *place.out] += x[:, *place.into]
+        inside[place.out] += 1
+    total /= inside
+    return total
+
+
+def _max_pool(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
+    result = np.full((len(x), *_slide("", operation, x.shape[1:]), x.shape[3]), -np.inf, np.float32)
+    for place in _places(operation, x.shape[1:]):
+        view = result[:, *place.out]
+        np.maximum(view, x[:, *place.into], out=view)
+    return result
 
 
 class Model:
@@ -417,15 +724,16 @@ class Model:
     Attributes:
       metadata: the JSON object ``binwrn`` of the file.
       tensors: the arrays of the file by name.
+      checksum: see `Contents`.
     """
 
-    def __init__(self, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-        self.metadata, self.tensors = metadata, tensors
-        self._kernels = {
-            op["tensor"]: signs(tensors[op["tensor"]], op["window"], op["channels"])
-            for op in metadata["operations"]
-            if op["op"] == "conv"
-        }
+    def __init__(
+        self, metadata: dict[str, Any], tensors: dict[str, np.ndarray], checksum: str | None = None
+    ) -> None:
+        self.metadata, self.tensors, self.checksum = metadata, tensors, checksum
+        self._bounded = is_bounded(metadata, tensors)
+        shapes = value_shapes(metadata, {name: (x.dtype, x.shape) for name, x in tensors.items()})
+        self._images_at_once = max(1, MAX_ACTIVATIONS // sum(math.prod(shape) for shape in shapes.values()))
         # After which operation a value is needed no more.
         self._last_use = {name: i for i, op in enumerate(metadata["operations"]) for name in op["in"]}
 
@@ -434,27 +742,33 @@ class Model:
 
         Args:
           images: any N.
-          chunk: images worked on at a time, to bound the memory.
+          chunk: images worked on at a time at most, to bound the memory; fewer if they are large.
 
         Raises:
-          ValueError: the images have another shape.
+          ValueError: the images have another shape, or (`PackedFileError`) a value becomes too large.
         """
         shape = tuple(self.metadata["input"]["shape"])
         if images.ndim != 4 or images.shape[1:] != shape:
             raise ValueError(
                 f"images of shape {images.shape}, but the model takes (N, {', '.join(map(str, shape))})"
             )
+        chunk = min(chunk, self._images_at_once)
         logits = [self._run(images[i : i + chunk]) for i in range(0, len(images), chunk)]
         return np.concatenate([np.empty((0, self.metadata["num_classes"]), np.float32), *logits])
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         values = {"image": images.astype(np.float32)}
         for index, operation in enumerate(self.metadata["operations"]):
-            values[operation["out"]] = self._apply(operation, [values[name] for name in operation["in"]])
+            result = self._apply(operation, [values[name] for name in operation["in"]])
+            if not self._bounded:
+                small = result.min() >= -MAX_VALUE and result.max() <= MAX_VALUE  # false for NaN
+                _demand(small, f"value {_brief(operation['out'])} of an image exceeds {MAX_VALUE:.4g}")
+            if operation["out"] in self._last_use:
+                values[operation["out"]] = result
             for name in operation["in"]:
                 if self._last_use[name] == index:
                     values.pop(name, None)
-        return values[self.metadata["operations"][-1]["out"]]
+        return result
 
     def _apply(self, operation: dict[str, Any], inputs: list[np.ndarray]) -> np.ndarray:
         op, x = operation["op"], inputs[0]
@@ -463,17 +777,11 @@ class Model:
             y = x * self.tensors[name + ".scale"] + self.tensors[name + ".offset"]
             return y if low is None else np.maximum(y, np.float32(low))
         if op == "conv":
-            kernel = self._kernels[operation["tensor"]]
-            return sum(
-                (part.reshape(-1, part.shape[3]) @ kernel[i, j]).reshape(*part.shape[:3], kernel.shape[3])
-                for i, j, part in _windows(x, operation, 0)
-            )
+            return _convolve(x, operation, self.tensors[operation["tensor"]])
         if op == "average_pool":
-            inside = np.ones((1, *x.shape[1:3], 1), np.float32)
-            total = sum(part for _, _, part in _windows(x, operation, 0))
-            return total / sum(part for _, _, part in _windows(inside, operation, 0))
+            return _average_pool(x, operation)
         if op == "max_pool":
-            return np.max([part for _, _, part in _windows(x, operation, -np.inf)], axis=0)
+            return _max_pool(x, operation)
         if op == "pad_channels":
             return np.pad(x, ((0, 0), (0, 0), (0, 0), (0, operation["channels"] - x.shape[3])))
         if op == "add":
@@ -498,6 +806,8 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if model.checksum is None:
+        print(f"note: {arguments[0]}: {OLDER}", file=sys.stderr)
     names = model.metadata["class_names"]
     for row in logits:
         best = int(row.argmax())

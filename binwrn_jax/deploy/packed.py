@@ -2,32 +2,28 @@
 
 packed = pack(variables, description, golden_image)      # of a trained network
 write_packed(packed, Path("model.safetensors"))
-model = load_packed("model.safetensors")
-logits = model.predict(images)
+packed = read_packed("model.safetensors")
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
-from binwrn_jax.deploy.folding import Operation, fold, layout_of, same_structure, unfold
-from binwrn_jax.deploy.predictor import LayerRow, in_batches
+from binwrn_jax.deploy.folding import fold, layout_of
 from binwrn_jax.errors import UserError
-from binwrn_jax.evaluation import BATCH_SIZE, Predictor
-from binwrn_jax.nn.operations import convolution
 from binwrn_jax.nn.registry import create_network
-from binwrn_jax.nn.rules import he_scale
 from binwrn_jax.system.files import replace_file
+
+_log = logging.getLogger("binwrn_jax")
+_NO_CHECKSUM = "0" * 64  # stands in the file while its checksum is computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +36,8 @@ class PackedModel:
       affines: ``{'affine{j}': (scale, offset)}``, both float32 ``[C]``, in order of the operations.
       golden_image: uint8 ``[H, W, C]``.
       golden_logits: float32 ``[classes]``, what `numpy_reader` computes of the image.
+      checksum: the SHA-256 of the whole file that it was read from, in hex; None where it was read from no
+        packed file, or from an older one, which states none.
     """
 
     metadata: dict[str, Any]
@@ -47,6 +45,7 @@ class PackedModel:
     affines: dict[str, tuple[np.ndarray, np.ndarray]]
     golden_image: np.ndarray
     golden_logits: np.ndarray
+    checksum: str | None = None
 
     @property
     def operations(self) -> list[dict[str, Any]]:
@@ -160,13 +159,17 @@ def pack(
     metadata["sha256"] = numpy_reader.checksum(metadata, bits)
     packed = PackedModel(metadata, bits, affines, golden_image, np.zeros(classes, np.float32))
     _check(packed)
-    logits = numpy_reader.Model(metadata, packed.tensors)(golden_image[None])[0]
+    try:
+        logits = numpy_reader.Model(metadata, packed.tensors)(golden_image[None])[0]
+    except numpy_reader.PackedFileError as error:
+        raise UserError(f"this network cannot be packed: {error}") from error
     return dataclasses.replace(packed, golden_logits=logits)
 
 
 def _check(packed: PackedModel) -> None:
     try:
         packed.value_shapes  # noqa: B018  (it checks)
+        numpy_reader.check_description(packed.metadata)
         numpy_reader.check_tensors(packed.metadata, packed.tensors)
     except numpy_reader.PackedFileError as error:
         raise UserError(f"this network cannot be packed: {error}") from error
@@ -181,7 +184,8 @@ def serialise(packed: PackedModel) -> bytes:
     _check(packed)
     tensors = packed.tensors
     compact = {"separators": (",", ":"), "allow_nan": False}
-    header: dict[str, Any] = {"__metadata__": {"binwrn": json.dumps(packed.metadata, **compact)}}
+    outer = {"binwrn": json.dumps(packed.metadata, **compact), numpy_reader.CHECKSUM: _NO_CHECKSUM}
+    header: dict[str, Any] = {"__metadata__": outer}
     position = 0
     for name, tensor in tensors.items():
         code = next(code for code, dtype in numpy_reader.DTYPES.items() if dtype == tensor.dtype)
@@ -190,7 +194,11 @@ def serialise(packed: PackedModel) -> bytes:
         position += tensor.nbytes
     text = json.dumps(header, **compact).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + b"".join(tensor.tobytes() for tensor in tensors.values())
+    start = len(text).to_bytes(8, "little") + text
+    data = b"".join(tensor.tobytes() for tensor in tensors.values())
+    checksum = numpy_reader.file_checksum(start, _NO_CHECKSUM, data)
+    marker = f'"{numpy_reader.CHECKSUM}":"%s"'
+    return start.replace((marker % _NO_CHECKSUM).encode(), (marker % checksum).encode()) + data
 
 
 def write_packed(packed: PackedModel, path: Path) -> None:
@@ -207,17 +215,19 @@ def write_packed(packed: PackedModel, path: Path) -> None:
 
 
 def read_packed(path: str | Path) -> PackedModel:
-    """Reads and checks a packed file.
+    """Reads and checks a packed file. A line in the log says so where its checksum does not cover all of it.
 
     Raises:
       UserError: not there, no packed model, of another version, damaged or hostile.
     """
     try:
-        metadata, tensors = numpy_reader.read(path)
+        metadata, tensors, checksum = numpy_reader.read(path)
     except numpy_reader.PackedFileError as error:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
+    if checksum is None:
+        _log.warning("%s: %s", path, numpy_reader.OLDER)
     names = [(op["op"], op["tensor"]) for op in metadata["operations"] if "tensor" in op]
     return PackedModel(
         metadata=metadata,
@@ -229,189 +239,5 @@ def read_packed(path: str | Path) -> PackedModel:
         },
         golden_image=tensors["golden.image"],
         golden_logits=tensors["golden.logits"],
+        checksum=checksum,
     )
-
-
-# --- running it with JAX ------------------------------------------------------------------------------------
-
-
-def _unpack(weight: jax.Array, operation: Operation) -> jax.Array:
-    """Bits uint8 ``[C_out, ceil(K / 8)]`` to float32 ``[F_h, F_w, C_in, C_out]``, inside a program."""
-    window, (c_in, c_out) = operation["window"], operation["channels"]
-    rows = jnp.unpackbits(weight, axis=1, count=math.prod(window) * c_in, bitorder="little")
-    kernel = rows.reshape(c_out, *window, c_in).transpose(1, 2, 3, 0)
-    return jnp.where(kernel, jnp.float32(1), jnp.float32(-1))
-
-
-def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax.Array]) -> jax.Array:
-    op, x = operation["op"], inputs[0]
-    tensor = operation.get("tensor")
-    if op == "affine":
-        scale, offset = (weights[f"{tensor}.{part}"].reshape(1, 1, 1, -1) for part in ("scale", "offset"))
-        low = operation.get("min")
-        y = x * scale + offset
-        return y if low is None else jnp.maximum(y, jnp.float32(low))
-    if op == "conv":
-        kernel = weights[tensor]
-        if kernel.dtype == jnp.uint8:
-            # Not before x is there: XLA would unpack all layers first and hold them until they are used. It
-            # drops an optimization_barrier on the CPU, and cannot know that activations are finite.
-            kernel = kernel ^ jnp.isnan(x[:1, 0, 0, 0]).any().astype(jnp.uint8)
-            kernel = _unpack(kernel, operation)
-        (stride_y, stride_x), (vertical, horizontal) = operation["stride"], operation["pads"]
-        return convolution(x, kernel, (stride_y, stride_x), (tuple(vertical), tuple(horizontal)))
-    if op in ("average_pool", "max_pool"):
-        window, stride = tuple(operation["window"]), tuple(operation["stride"])
-        pads = [tuple(pad) for pad in operation["pads"]]
-        if op == "max_pool":
-            return nn.max_pool(x, window, stride, pads)
-        # Flax counts the pixels in JAX's default float, which JAX_ENABLE_X64 makes float64.
-        return nn.avg_pool(x, window, stride, pads, count_include_pad=False).astype(x.dtype)
-    if op == "pad_channels":
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, operation["channels"] - x.shape[3])))
-    if op == "add":
-        return x + inputs[1]
-    return x.mean((1, 2))
-
-
-class LoadedModel:
-    """A packed model on the device, see `load_packed`.
-
-    Attributes:
-      packed: what the file holds.
-      description: the fields of ``model.json`` that the file knows.
-      weights: the arrays on the device by name: kernels, or their bits, and multiply-adds.
-    """
-
-    def __init__(self, packed: PackedModel, keep_packed: bool = False) -> None:
-        self.packed = packed
-        self.description = packed.description
-        self.weights: dict[str, jax.Array] = {
-            name: jnp.asarray(tensor if name not in packed.bits or keep_packed else packed.signs(name))
-            for name, tensor in packed.tensors.items()
-            if not name.startswith("golden.")
-        }
-        self._run = jax.jit(self.apply)
-
-    def apply(self, weights: dict[str, jax.Array], images: jax.Array, train: bool = False) -> jax.Array:
-        """The pure function behind `predict`, called as a Flax model's ``apply`` is.
-
-        Args:
-          weights: as the attribute.
-          images: ``[N, H, W, C]``.
-          train: must be False.
-        """
-        if train:
-            raise ValueError("a packed model has nothing to train: use .model and .variables")
-        if images.ndim != 4 or list(images.shape[1:]) != self.description["image_shape"]:
-            size = " x ".join(map(str, self.description["image_shape"]))
-            raise UserError(f"images of shape {images.shape}, but the model takes N x {size}")
-        values = {"image": jnp.asarray(images, jnp.float32)}
-        for operation in self.packed.operations:
-            inputs = [values[name] for name in operation["in"]]
-            values[operation["out"]] = _apply(operation, inputs, weights)
-        return values[self.packed.operations[-1]["out"]]
-
-    def predict(self, images: jax.typing.ArrayLike) -> jax.Array:
-        """Logits float32 ``[N, classes]`` of images ``[N, H, W, C]``, uint8 or floats in 0..255.
-
-        Jitted: compiled once for each N.
-        """
-        return self._run(self.weights, jnp.asarray(images))
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `binwrn_jax.evaluation.Predictor`."""
-        return in_batches(self.predict, images, self.description["num_classes"], BATCH_SIZE)
-
-    @property
-    def model(self) -> nn.Module:
-        """The Flax network in float32.
-
-        Raises:
-          UserError: the file does not say, or its operations are of no network of this package.
-        """
-        return self._layout().model
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """``params`` and ``batch_stats`` for `model` that give the same logits, see `unfold`."""
-        return unfold(self._layout(), self.packed.affines, self.packed.signs)
-
-    def _layout(self) -> Any:
-        try:
-            fields = {**self.description["model"], "dtype": "float32"}
-            shape = tuple(self.description["image_shape"])
-            layout = layout_of(create_network(fields, self.description["num_classes"]), shape)
-            known = same_structure(layout, self.packed.operations)
-        except Exception as error:  # whatever the file has in the place of the fields
-            raise UserError(f"the packed model names no network of this package ({error})") from error
-        if not known:
-            raise UserError("the packed model's operations are not those of the network that it names")
-        return layout
-
-
-def load_packed(path: str | Path, keep_packed: bool = False) -> LoadedModel:
-    """Reads a packed model for use with JAX.
-
-    Args:
-      path: of the file.
-      keep_packed: keep one bit per weight in the device's memory too and unpack inside the program,
-        anew at each call: 32 times less memory for the weights, and slower (docs/results/packed.md).
-
-    Raises:
-      UserError: see `read_packed`.
-    """
-    return LoadedModel(read_packed(path), keep_packed)
-
-
-def open_packed(path: str | Path) -> Predictor:
-    """A packed file as a `Predictor` that runs on JAX; raises as `load_packed` does."""
-    return load_packed(path)
-
-
-class NumpyPredictor:
-    """A packed file as a `Predictor` that runs on NumPy."""
-
-    def __init__(self, packed: PackedModel) -> None:
-        self._model = numpy_reader.Model(packed.metadata, packed.tensors)
-        self.description = packed.description
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `binwrn_jax.evaluation.Predictor`."""
-        return self._model(images)
-
-
-def open_numpy(path: str | Path) -> Predictor:
-    """A packed file run by the executable definition of the format; raises as `read_packed` does."""
-    return NumpyPredictor(read_packed(path))
-
-
-def layers(path: str | Path) -> list[LayerRow]:
-    """The convolutions of a packed file in order of use, for ``binwrn inspect``.
-
-    Raises:
-      UserError: see `read_packed`.
-    """
-    return layers_of(read_packed(path))
-
-
-def layers_of(packed: PackedModel) -> list[LayerRow]:
-    """The convolutions of a packed model in order of use."""
-    network = packed.metadata.get("network") or {}
-    rows = []
-    for operation in packed.operations:
-        if operation["op"] == "conv":
-            signs = packed.signs(operation["tensor"])
-            one_scale = network.get("weights") == "1bit"
-            rows.append(
-                LayerRow(
-                    name=operation["tensor"],
-                    shape=signs.shape,
-                    scale=he_scale(signs.shape, plain=bool(network.get("plain"))) if one_scale else None,
-                    plus_share=float((signs > 0).mean()),
-                    values=len(np.unique(signs)),
-                    bits=signs.size,
-                    bytes=-(-signs.size // 8),
-                )
-            )
-    return rows

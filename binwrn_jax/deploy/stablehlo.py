@@ -21,7 +21,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from binwrn_jax.deploy.packed import LoadedModel, PackedModel
+from binwrn_jax.deploy.jax_runtime import LoadedModel
+from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.deploy.predictor import in_batches
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE

@@ -118,8 +118,7 @@ class Model:
           float32 ``[N, num_classes]``.
         """
         network = self.network.clone(dtype=jnp.float32) if hasattr(self.network, "dtype") else self.network
-        logits: jax.Array = network.apply(variables, images)
-        return logits
+        return jnp.asarray(network.apply(jax.tree.map(jnp.asarray, variables), images))
 
 
 def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -171,7 +170,9 @@ def stored_step(directory: Path) -> int | None:
     try:
         with readable(f"model {folder}", _REMEDY):
             return _read_description(folder, quiet=True).step
-    except Damaged as error:
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         _log.warning("%s", error)
         return None
 

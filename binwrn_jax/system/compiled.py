@@ -25,6 +25,7 @@ from pathlib import Path
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.system.cache import user_cache
+from binwrn_jax.system.files import replace_file
 
 _log = logging.getLogger("binwrn_jax")
 _SCRATCH = ".build-"
@@ -227,5 +228,5 @@ def _compile(library: Library, key: str, folder: Path) -> Path:
             )
         made.chmod(0o700)
         path = folder / f"{library.name}-{key}-{_hash(made.read_bytes())}.so"
-        os.replace(made, path)
+        replace_file(path, lambda temporary: os.replace(made, temporary))
     return path

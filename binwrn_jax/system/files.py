@@ -90,7 +90,8 @@ def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         os.close(descriptor)
     if old:
-        _discard(old)
+        with contextlib.suppress(OSError):  # the new folder is in place; the next writer removes the old one
+            _discard(old)
 
 
 def find_folder(path: Path) -> Path | None:

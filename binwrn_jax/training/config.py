@@ -13,7 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from binwrn_jax.data.catalog import lookup
+from binwrn_jax.data.dataset import ImageOptions
 from binwrn_jax.data.jpeg import BOXES, CROPS
+from binwrn_jax.data.open import is_own
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.registry import create_network, default_fields
 from binwrn_jax.nn.rules import RULES as WEIGHT_RULES
@@ -34,6 +36,7 @@ from binwrn_jax.training.schedules import (
 # Changing these between two starts of a run does not change what it computes, but for rounding.
 FREE_FIELDS = (
     "data.dir",
+    "data.stream",
     "data.workers",
     "data.prefetch",
     "checkpoint",
@@ -52,6 +55,14 @@ def base_config() -> ConfigDict:
             "seed": 0,
             "data": {
                 "name": "cifar10",
+                # Of own images, see docs/own-data.md and `binwrn_jax.data.dataset.ImageOptions`.
+                "size": 0,  # side of the images that the network sees; 0 is the size that all of them have
+                "channels": 0,  # 1 is grey, 3 RGB, 0 grey if all images are
+                "resize": "bilinear",  # or 'center_crop'
+                "stream": "auto",  # 'yes' reads from disk at each step, 'no' keeps all on the devices
+                "skip_broken": False,  # leave out images that cannot be decoded
+                "image_column": "",  # of hf: and tfds:, where there are several
+                "label_column": "",
                 "dir": "",  # prepared TFDS data; else TFDS_DATA_DIR, else ~/tensorflow_datasets
                 "train_split": "",  # a TFDS split such as 'train[:5000]'; '' is the data set's own
                 "test_split": "",
@@ -208,13 +219,49 @@ def is_free(field: str, free: tuple[str, ...] = FREE_FIELDS) -> bool:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str, ...] = FREE_FIELDS
 ) -> list[str]:
-    """What two resolved configurations disagree on, ``field: old -> new``, but for the ``free`` fields."""
-    before, after = (dict(flatten(json.loads(json.dumps(c, sort_keys=True)))) for c in (old, new))
-    return [
-        f"{field}: {before.get(field, 'absent')} -> {after.get(field, 'absent')}"
+    """What two resolved configurations disagree on, ``field: old -> new``, but for the ``free`` fields.
+
+    A field that one of them does not have, as an earlier version wrote it, has its default there.
+    """
+    defaults, before, after = (
+        dict(flatten(json.loads(json.dumps(c, sort_keys=True)))) for c in (base_config().to_dict(), old, new)
+    )
+    values = {
+        field: [c.get(field, defaults.get(field, "absent")) for c in (before, after)]
         for field in sorted(before.keys() | after.keys())
-        if before.get(field) != after.get(field) and not is_free(field, free)
+    }
+    return [
+        f"{field}: {theirs} -> {ours}"
+        for field, (theirs, ours) in values.items()
+        if theirs != ours and not is_free(field, free)
     ]
+
+
+def image_options(config: ConfigDict) -> ImageOptions:
+    """How own images are read; those that are cropped as they are decoded are always streamed."""
+    data = config.data
+    cropped = is_own(data.name) and (config.augmentation in BOXES or config.eval.crops > 1)
+    return ImageOptions(
+        size=data.size,
+        channels=data.channels,
+        resize=data.resize,
+        stream="yes" if cropped else data.stream,
+        skip_broken=data.skip_broken,
+        image_column=data.image_column,
+        label_column=data.label_column,
+    )
+
+
+def _check_data(config: ConfigDict) -> None:
+    """Refuses an unknown data set, and crops of images that are small or kept on the devices."""
+    name = config.data.name
+    if is_own(name):
+        large, why = config.data.stream != "no", "data.stream is 'no'"
+    else:
+        large, why = lookup(name).streamed, f"{name} is not"
+    for field, value in (("augmentation", config.augmentation), ("eval.crops", config.eval.crops)):
+        if not large and (value in BOXES or value == CROPS[-1]):
+            raise UserError(f"{field} {value!r} is for large images: {why}")
 
 
 def check(config: ConfigDict) -> None:
@@ -223,7 +270,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: the first mistake found, with what to do.
     """
-    spec = lookup(config.data.name)
+    _check_data(config)
     create_network(config.model, num_classes=2).check()
     for field, value, choices in (
         ("augmentation", config.augmentation, AUGMENTATIONS),
@@ -234,10 +281,6 @@ def check(config: ConfigDict) -> None:
     ):
         if value not in choices:
             raise UserError(f"unknown {field} {value!r}: choose one of {', '.join(map(str, choices))}")
-    if not spec.streamed:
-        for field, value in (("augmentation", config.augmentation), ("eval.crops", config.eval.crops)):
-            if value in BOXES or value == CROPS[-1]:
-                raise UserError(f"{field} {value!r} is for large images: {spec.name} is not")
     for field, value, least in (
         ("seed", config.seed, 0),
         ("epochs", config.epochs, 1),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from binwrn_jax.data.open import open_batches, open_dataset
 from binwrn_jax.deploy.export import pack_model
-from binwrn_jax.deploy.packed import load_packed
+from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import evaluate, make_eval_step
 from binwrn_jax.graph import cost
@@ -30,7 +30,7 @@ from binwrn_jax.store.description import Description
 from binwrn_jax.store.model import Model, load_model
 from binwrn_jax.system.files import replace_file
 from binwrn_jax.training import config as configs
-from binwrn_jax.training import metrics
+from binwrn_jax.training import metrics, records
 from binwrn_jax.training.moments import dataset_moments
 from binwrn_jax.training.profile import StepTrace
 from binwrn_jax.training.state import TrainState, init_state
@@ -79,7 +79,7 @@ class Run:
     resources: contextlib.ExitStack  # what is to be closed, however the run ends
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Trains, evaluates and saves one network; called again on its folder, goes on where it stopped.
 
     Args:
@@ -95,6 +95,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: whatever the user can mend; the folder is left as it was.
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
+    workdir = Path(workdir)
     configs.check(config)
     check_same(config)
     progress = metrics.Progress(silent=not distributed.is_first())
@@ -117,7 +118,7 @@ def _train(run: Run) -> dict[str, Any]:
         stop.vote = distributed.StopVote(mesh, lag=IN_FLIGHT)
 
     # The data: small sets whole on each device, large ones streamed from disk.
-    dataset = open_dataset(config.data.name, config.data.dir or None)
+    dataset = open_dataset(config.data.name, config.data.dir or None, configs.image_options(config))
     spec = dataset.info
     train_split = config.data.train_split or spec.train_split
     test_split = config.data.test_split or spec.test_split
@@ -154,11 +155,11 @@ def _train(run: Run) -> dict[str, Any]:
         state = checkpoints.restore(latest, state)
     step = int(state.step)
     environment = describe_environment()
-    log = metrics.NoLog()
+    log = records.NoLog()
     if distributed.is_first():
         write_config(workdir, config)  # fields that may differ between two starts, such as data.dir
         replace_file(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
-        log = metrics.MetricsLog(workdir, step, config.log.tensorboard)
+        log = records.MetricsLog(workdir, step, config.log.tensorboard)
     run.resources.callback(log.close)
     weights = sum(
         x.size for path, x in jax.tree_util.tree_leaves_with_path(state.params) if path[-1].key == "kernel"
@@ -246,7 +247,7 @@ def _train(run: Run) -> dict[str, Any]:
             f"{result['n']}), loss {result['loss']:.4f}" + ("; end of cycle" if step in cycle_ends else "")
         )
 
-    def report(step: int, done: metrics.Record, since: metrics.Record) -> None:
+    def report(step: int, done: records.Record, since: records.Record) -> None:
         """One training record and progress line, from sums over the steps since the last one."""
         steps = step - since["step"]
         epoch = step / steps_per_epoch
@@ -264,7 +265,8 @@ def _train(run: Run) -> dict[str, Any]:
             **clock.values(),
             "seconds": clock.seconds,
         }
-        log.write("train", step, **values)
+        sums = {name: done[name] for name in ("epoch_loss", "epoch_errors")}  # the next interval's beginning
+        log.write("train", step, **values, **sums)
         progress.show(
             f"step {step}/{total_steps}  epoch {epoch:.2f}/{config.epochs}  loss {values['loss']:.4f}  "
             f"error {values['error']:.2f} %  rate {values['learning_rate']:.5f}  "
@@ -274,6 +276,7 @@ def _train(run: Run) -> dict[str, Any]:
     def save_and_tell(stopped: Stopped) -> None:
         """After a signal: everything up to this step goes to disk."""
         trace.close(step, state)
+        log.sync()
         checkpoints.save(step, state)
         checkpoints.wait()
         progress.say(f"stopped by {stopped} at step {step}, saved: run the same command to go on")
@@ -283,8 +286,8 @@ def _train(run: Run) -> dict[str, Any]:
     clock = metrics.Clock(config.batch_size, before, mfu)
     trace = StepTrace(workdir / "profile", step, config.profile and distributed.is_first(), progress.say)
     evaluated = set(distributed.from_first(lambda: [record["step"] for record in log.of_kind("eval")]))
-    # Sums since the last report; after a resume in mid-epoch those of the state count.
-    since = {
+    # Sums since the last report, whichever process wrote it.
+    since = distributed.from_first(lambda: log.last_report(step, steps_per_epoch)) or {
         "step": step,
         "epoch_loss": float(state.epoch_loss) if step % steps_per_epoch else 0.0,
         "epoch_errors": int(state.epoch_errors) if step % steps_per_epoch else 0,
@@ -297,6 +300,7 @@ def _train(run: Run) -> dict[str, Any]:
         epoch_end = step > 0 and step % steps_per_epoch == 0
         due = step in cycle_ends or (config.eval.every_epoch and epoch_end)
         if step in cycle_ends or (step > 0 and step % config.checkpoint.every_steps == 0):
+            log.sync()
             checkpoints.save(step, state)
         try:
             stop.check()

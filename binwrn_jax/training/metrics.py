@@ -1,100 +1,15 @@
-"""What a run tells: metrics.jsonl, TensorBoard, the progress line, the clock and the curves."""
+"""The clock of a run, and its progress in words."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from binwrn_jax.errors import require
-from binwrn_jax.system.files import replace_file
-
-Record = dict[str, Any]
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a ``metrics.jsonl`` up to the first line that is none: a kill or a full disk cut it."""
-    records: list[Record] = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
-            break
-        records.append(record)
-    return records
-
-
-class MetricsLog:
-    """Appends records to ``metrics.jsonl``, and to TensorBoard event files if asked.
-
-    A resumed run drops what was logged after the step that it resumes from, so that each step
-    is in the file once.
-
-    Attributes:
-      records: all records of the run up to now, those of earlier processes included.
-    """
-
-    def __init__(self, workdir: Path, resume_step: int, tensorboard: bool = False) -> None:
-        path = workdir / "metrics.jsonl"
-        self.records = [record for record in read_records(path) if record["step"] <= resume_step]
-        replace_file(path, "".join(json.dumps(record) + "\n" for record in self.records))
-        self._file = open(path, "a")  # noqa: SIM115, lives as long as the run
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Adds one record and flushes it, epochs and evaluations to the disk.
-
-        Numbers that are not finite, which JSON has not, become null.
-        """
-        values = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
-        record = {"kind": kind, "step": step, **values}
-        self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        if kind != "train":
-            os.fsync(self._file.fileno())  # a mounted bucket keeps nothing before
-        if self._board:
-            for name, value in values.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
-
-    def of_kind(self, kind: str) -> list[Record]:
-        """The records of one kind: ``train``, ``epoch`` or ``eval``."""
-        return [record for record in self.records if record["kind"] == kind]
-
-    def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        if self._board:
-            self._board.close()
-
-
-class NoLog(MetricsLog):
-    """That of the processes that write nothing."""
-
-    def __init__(self) -> None:
-        self.records = []
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
+from binwrn_jax.training.records import Record
 
 
 class Clock:
@@ -227,48 +142,3 @@ class Progress:
         self._dirty = False
         self._stream.write(line + "\n")
         self._stream.flush()
-
-
-def draw_curves(path: Path, records: list[Record], title: str) -> None:
-    """Writes ``curves.png``: error, loss and learning rate by epoch, cycle ends marked.
-
-    Args:
-      path: of the image.
-      records: of a `MetricsLog`.
-      title: above the plots.
-    """
-    canvas = require("matplotlib.backends.backend_agg", "drawing curves.png").FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    train = [r for r in records if r["kind"] == "train"]
-    epochs = [r for r in records if r["kind"] == "epoch"]
-    tests = [r for r in records if r["kind"] == "eval"]
-    figure = Figure(figsize=(8, 9), layout="constrained")
-    error, loss, rate = figure.subplots(3, 1, sharex=True)
-    error.plot([r["epoch"] for r in epochs], [r["train_error"] for r in epochs], label="train (augmented)")
-    error.plot([r["epoch"] for r in tests], [r["error"] for r in tests], "o-", color="tab:red", label="test")
-    for record in tests:
-        if record["cycle_end"]:
-            for axis in (error, loss, rate):
-                axis.axvline(record["epoch"], color="0.8", linewidth=1, zorder=0)
-            error.annotate(
-                f"{record['error']:.2f}",
-                (record["epoch"], record["error"]),
-                textcoords="offset points",
-                xytext=(4, 6),
-            )
-    error.set_ylabel("error (%)")
-    error.set_ylim(bottom=0)
-    error.legend()
-    loss.plot([r["epoch"] for r in train], [r["loss"] for r in train], linewidth=0.8, label="train")
-    loss.plot([r["epoch"] for r in tests], [r["loss"] for r in tests], "o-", color="tab:red", label="test")
-    loss.set_ylabel("cross-entropy (nats)")
-    loss.set_yscale("log")
-    loss.legend()
-    rate.plot([r["epoch"] for r in train], [r["learning_rate"] for r in train], color="tab:green")
-    rate.set_ylabel("learning rate")
-    rate.set_xlabel("epoch (grey lines: cycle ends)")
-    figure.suptitle(title)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    canvas(figure).print_png(str(temporary))
-    os.replace(temporary, path)

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.system.files import replace_file
-from binwrn_jax.training.metrics import Record, draw_curves
+from binwrn_jax.training.curves import draw_curves
+from binwrn_jax.training.records import Record
 
 
 def write_summary(

@@ -450,11 +450,11 @@ def test_buckets(tiny_cifar10, tmp_path, file_format):
         to_tfrecord(folder)
     code = (
         "import sys; import numpy as np; from binwrn_jax.data.open import open_dataset;"
-        "from binwrn_jax.data.tfds import decode;"
+        "from binwrn_jax.data.tfds import decode_record;"
         "dataset = open_dataset('cifar10', 'gs://bucket/tfds');"
         "data = dataset.arrays('train');"
         "records = dataset.records('train[2:9]').serialized;"
-        "one = decode(records.read([4])[0], dataset.info)[0];"
+        "one = decode_record(records.read([4])[0], dataset.info)[0];"
         "assert np.array_equal(one, data.images[6]);"
         f"np.savez({str(tmp_path / 'read.npz')!r}, images=data.images, labels=data.labels);"
         "from binwrn_jax.cli.main import main;"

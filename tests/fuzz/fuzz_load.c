@@ -36,10 +36,10 @@ int main(int argc, char **argv) {
   int i;
   for (i = 1; i < argc; i++) {
     FILE *file = fopen(argv[i], "rb");
-    uint8_t *data = malloc(1 << 20);
+    uint8_t *data = malloc(4 << 20);
     size_t size;
     if (!file || !data) return 2;
-    size = fread(data, 1, 1 << 20, file);
+    size = fread(data, 1, 4 << 20, file);
     fclose(file);
     /* At its exact size, so that a read beyond its end is found. */
     data = realloc(data, size ? size : 1);

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from binwrn_jax.training.config import check, to_json
-from binwrn_jax.training.metrics import read_records
+from binwrn_jax.training.records import read_records
 from binwrn_jax.training.schedules import cycle_ends
 from paper import __main__ as cli
 from paper import experiments, figures

@@ -1,11 +1,10 @@
 """The log, the progress line and the clock."""
 
 import io
-import json
 
 import jax
 
-from binwrn_jax.training.metrics import Clock, MetricsLog, Progress, duration, read_records
+from binwrn_jax.training.metrics import Clock, Progress, duration
 from binwrn_jax.training.profile import FIRST, StepTrace
 
 
@@ -39,21 +38,6 @@ def test_progress_in_a_dumb_terminal_is_plain(monkeypatch):
     stream = Terminal()
     Progress(stream).show("step 1")
     assert stream.getvalue() == "step 1\n"
-
-
-def test_resumed_log_has_each_step_once(tmp_path):
-    log = MetricsLog(tmp_path, resume_step=0)
-    for step in (10, 20, 30):
-        log.write("train", step, loss=1.0 / step)
-    log.close()
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"kind": "train", "step": 4')  # killed in the middle of a line
-    log = MetricsLog(tmp_path, resume_step=20)
-    log.write("train", 30, loss=0.5)
-    log.close()
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["step"], r["loss"]) for r in records] == [(10, 0.1), (20, 0.05), (30, 0.5)]
-    assert read_records(tmp_path / "metrics.jsonl") == records == log.records
 
 
 def test_clock_leaves_out_pauses(monkeypatch):

@@ -16,7 +16,7 @@ from runs import ROOT, RUN, assert_same_network, finish, numbers, shared_compila
 from binwrn_jax.cli import main as cli
 from binwrn_jax.cli.handler import guarded
 from binwrn_jax.store.model import load_model
-from binwrn_jax.training.metrics import read_records
+from binwrn_jax.training.records import read_records
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,7 @@ def test_kill_9_then_the_same_command_ends_with_the_same_bits(whole, tmp_path):
     assert 0 < resumed <= logged + 5
     assert logged - resumed <= 30  # every_steps, and what was being written
     assert_same_network(tmp_path, whole)
-    strip = [r for r in numbers(tmp_path) if r["kind"] != "train"]
-    assert strip == [r for r in numbers(whole) if r["kind"] != "train"]
+    assert numbers(tmp_path) == numbers(whole)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -96,6 +95,25 @@ def test_finished_run_is_left_alone(whole):
     before = (whole / "metrics.jsonl").read_text()
     assert "resumed at step 168" in finish(whole)
     assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_makes_its_model_and_packed_file_again(whole, tmp_path):
+    workdir = copy_of(whole, tmp_path)
+    packed = (workdir / "model.safetensors").read_bytes()
+    (workdir / "model.safetensors").unlink()
+    subprocess.run(["rm", "-r", str(workdir / "model")], check=True)
+    # What kills left, some of them of an earlier version, goes.
+    for name in (".model.new", ".model.0123456789abcdef.tmp"):
+        (workdir / name).mkdir()
+        (workdir / name / "x").touch()
+    for name in (".model.safetensors.12.unverified", ".summary.json.12.tmp", ".curves.png.tmp.png"):
+        (workdir / name).touch()
+    (workdir / ".notes.swp").touch()  # not ours
+    assert "model is not that of step 168: it is made again" in finish(workdir)
+    assert_same_network(workdir, whole)
+    assert (workdir / "model.safetensors").read_bytes() == packed
+    assert numbers(workdir) == numbers(whole)
+    assert set(os.listdir(workdir)) == {*os.listdir(whole), ".notes.swp"}
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:

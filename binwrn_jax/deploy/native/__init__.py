@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import weakref
 from pathlib import Path
@@ -26,7 +27,7 @@ FOLDER = Path(__file__).parent
 SOURCES = tuple(
     f"{name}.c"
     for name in (
-        *("json", "sha256", "container", "network", "plan", "api", "run", "pool"),
+        *("json", "sha256", "container", "description", "network", "range", "plan", "api", "run", "pool"),
         *("kernel_plain", "kernel_x86", "kernel_neon"),
     )
 )
@@ -38,7 +39,9 @@ FUNCTIONS = (
 )
 KERNELS = ("avx512", "avx2", "neon", "plain")
 _MESSAGE_BYTES = 160
-_ERROR_ARGUMENT = 5
+_ERROR_ARGUMENT, _ERROR_RANGE = 5, 7
+
+_log = logging.getLogger("binwrn_jax")
 
 
 class _Options(ctypes.Structure):
@@ -61,6 +64,7 @@ class _Description(ctypes.Structure):
         ("total_bytes", ctypes.c_uint64),
         ("golden_image", ctypes.POINTER(ctypes.c_uint8)),
         ("golden_logits", ctypes.POINTER(ctypes.c_float)),
+        ("covered", ctypes.c_int),
     )
 
 
@@ -91,8 +95,10 @@ class NativeModel:
         found = library.binwrn_describe(pointer).contents
         self._shape = (found.height, found.width, found.channels)
         self._classes = found.classes
+        if not found.covered:
+            _log.warning("%s: %s", path, numpy_reader.OLDER)
         with open(path, "rb") as file:
-            metadata, _, _ = numpy_reader.read_header(file)
+            metadata = numpy_reader.read_header(file).metadata
         numbers = ("threads", "multiply_adds", "weight_bytes", "arena_bytes", "scratch_bytes", "total_bytes")
         self.description: dict[str, Any] = {
             **metadata,
@@ -104,7 +110,7 @@ class NativeModel:
         """Logits float32 ``[N, classes]`` of images uint8 ``[N, H, W, C]``; any N.
 
         Raises:
-          UserError: another shape or dtype.
+          UserError: another shape or dtype; values that become too large.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._shape:
@@ -114,6 +120,8 @@ class NativeModel:
         images = np.ascontiguousarray(images)
         logits = np.empty((len(images), self._classes), np.float32)
         error = self._library.binwrn_run(self._pointer, images.ctypes.data, len(images), logits.ctypes.data)
+        if error == _ERROR_RANGE:
+            raise UserError(f"a value of an image exceeds {numpy_reader.MAX_VALUE:.4g}: no logits")
         if error:
             raise RuntimeError(self._library.binwrn_error_name(error).decode())
         return logits

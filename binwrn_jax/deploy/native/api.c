@@ -20,6 +20,7 @@ static binwrn_error describe(loader *l, binwrn_model *model) {
   d->width = l->values[0].shape.width;
   d->channels = l->values[0].shape.channels;
   d->classes = l->classes;
+  d->covered = l->covered;
   if (names->count) {
     uint64_t size = 0;
     char **list, *text;
@@ -66,8 +67,10 @@ static binwrn_error load_parts(char *header, size_t length, const unsigned char 
   else
     model->description.kernel = model->kernel->name;
   if (!error) error = binwrn_read_container(l, header, length, data_size);
+  if (!error) error = binwrn_check_description(l);
   if (!error) error = binwrn_read_network(l);
   if (!error) error = binwrn_check_tensors(l);
+  if (!error) error = binwrn_check_ranges(l);
   if (!error) error = binwrn_plan(l, model);
   if (!error) error = describe(l, model);
   binwrn_json_free(&l->header);
@@ -159,6 +162,7 @@ const char *binwrn_error_name(binwrn_error error) {
     case BINWRN_ERROR_VERSION: return "a newer version of the format";
     case BINWRN_ERROR_MEMORY: return "not enough memory";
     case BINWRN_ERROR_ARGUMENT: return "a wrong argument";
+    case BINWRN_ERROR_RANGE: return "an image leads to values that are too large";
     case BINWRN_ERROR_THREADS: return "threads cannot be started";
   }
   return "unknown error";

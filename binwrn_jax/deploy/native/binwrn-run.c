@@ -142,6 +142,8 @@ int main(int argc, char **argv) {
   fprintf(stderr, "%s: %d x %d x %d, %d classes, kernel %s, %d threads, %lu kB in memory, loaded in %.1f ms\n", path,
           d->height, d->width, d->channels, d->classes, d->kernel, d->threads,
           (unsigned long)(d->total_bytes / 1024), 1e3 * (seconds(CLOCK_MONOTONIC) - begin));
+  if (!d->covered)
+    fprintf(stderr, "note: %s is older than the checksum of all bytes: damage is found in the convolutions only\n", path);
   for (; i < argc && !status; i++) {
     const int golden = strcmp(argv[i], "golden") == 0;
     size_t size = 0, start = 0, count = 1, n;
@@ -154,13 +156,20 @@ int main(int argc, char **argv) {
     } else {
       const uint8_t *images = golden ? d->golden_image : data + start;
       double best = 1e30, processor = 1e30;
+      binwrn_error error = BINWRN_OK;
       int r;
-      for (r = 0; r < repeat; r++) {
+      for (r = 0; r < repeat && !error; r++) {
         const double wall = seconds(CLOCK_MONOTONIC), used = seconds(CLOCK_PROCESS_CPUTIME_ID);
-        binwrn_run(model, images, count, logits);
+        error = binwrn_run(model, images, count, logits);
         if (seconds(CLOCK_MONOTONIC) - wall < best) best = seconds(CLOCK_MONOTONIC) - wall;
         if (seconds(CLOCK_PROCESS_CPUTIME_ID) - used < processor)
           processor = seconds(CLOCK_PROCESS_CPUTIME_ID) - used;
+      }
+      if (error) {
+        status = fail(argv[i], binwrn_error_name(error));
+        free(logits);
+        free(data);
+        continue;
       }
       for (n = 0; n < count; n++) print_result(argv[i], n, d, logits + n * (size_t)d->classes);
       fprintf(stderr, "%lu images in %.2f ms, processor time %.2f ms (least of %d runs)\n", (unsigned long)count,

@@ -36,7 +36,8 @@ typedef enum {
   BINWRN_ERROR_VERSION = 3,  /* a version of the format that this program does not read */
   BINWRN_ERROR_MEMORY = 4,   /* not enough memory, or more than options.max_memory */
   BINWRN_ERROR_ARGUMENT = 5, /* a NULL, a thread count out of range, an unknown or unsupported kernel */
-  BINWRN_ERROR_THREADS = 6   /* the system does not start the threads */
+  BINWRN_ERROR_THREADS = 6,  /* the system does not start the threads */
+  BINWRN_ERROR_RANGE = 7     /* an image leads to values that are too large to be computed */
 } binwrn_error;
 
 #define BINWRN_MESSAGE 160     /* bytes of a message, with its final 0 */
@@ -66,6 +67,7 @@ typedef struct {
   uint64_t total_bytes;   /* all of the loaded model */
   const uint8_t *golden_image; /* a real image that the file holds, and what the definition of the */
   const float *golden_logits;  /* format, numpy_reader.py, computes of it */
+  int covered; /* 1: a checksum of the whole file was right; 0: the file is older and has none */
 } binwrn_description;
 
 /* Reads, checks and prepares a model; everything that binwrn_run needs is allocated here.
@@ -82,7 +84,8 @@ BINWRN_API binwrn_error binwrn_load_memory(const void *data, size_t size, const 
 BINWRN_API const binwrn_description *binwrn_describe(const binwrn_model *model);
 
 /* images: uint8 [count, height, width, channels]; logits: float32 [count, classes]. count may be 0.
- * BINWRN_ERROR_ARGUMENT, and nothing done, for a NULL or more than 2^40 operations (of the network, times count). */
+ * BINWRN_ERROR_RANGE, and logits that must not be used, if a value exceeds 2^64 in a network whose values have
+ * no known bound. BINWRN_ERROR_ARGUMENT, and nothing done, for a NULL or more than 2^40 operations (of the network, times count). */
 BINWRN_API binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits);
 
 /* NULL is allowed; not while a call of binwrn_run is under way. */

@@ -7,6 +7,9 @@
 #include <string.h>
 
 #include "loader.h"
+#include "sha256.h"
+
+#define MARKER "\"file_sha256\":\"" /* in the header, before the 64 digits of the file's checksum */
 
 /* --- small helpers -------------------------------------------------------------------------------------- */
 
@@ -51,6 +54,13 @@ int binwrn_pair(const json_document *d, const json_value *v, int64_t low, int64_
 uint64_t binwrn_little_endian(const unsigned char *bytes, int count) {
   uint64_t result = 0;
   while (count--) result = result << 8 | bytes[count];
+  return result;
+}
+
+float binwrn_read_float(const unsigned char *bytes) {
+  uint32_t bits = (uint32_t)binwrn_little_endian(bytes, 4);
+  float result;
+  memcpy(&result, &bits, 4);
   return result;
 }
 
@@ -129,17 +139,51 @@ static binwrn_error parsed(loader *l, json_result result, const json_document *d
 }
 
 /* text: the header, which is changed, as strings are unescaped in it. data_size: bytes that follow it. */
+/* The whole file's checksum, as it states it, with a final 0; and as it is, its own digits taken as zeros.
+ * Returns whether it states one, exactly once. */
+static int whole_checksum(const loader *l, const char *text, size_t length, uint64_t data_size, char stated[65],
+                          char found[65]) {
+  static const char zeros[] = "0000000000000000000000000000000000000000000000000000000000000000";
+  const size_t marker = strlen(MARKER);
+  const char *at = NULL;
+  unsigned char start[8];
+  size_t i;
+  sha256 hash;
+  for (i = 0; i + marker + 65 <= length; i++)
+    if (text[i] == '"' && memcmp(text + i, MARKER, marker) == 0) {
+      if (at) return 0;
+      at = text + i + marker;
+    }
+  if (!at || at[64] != '"') return 0;
+  for (i = 0; i < 64; i++)
+    if (!((at[i] >= '0' && at[i] <= '9') || (at[i] >= 'a' && at[i] <= 'f'))) return 0;
+  memcpy(stated, at, 64);
+  stated[64] = 0;
+  for (i = 0; i < 8; i++) start[i] = (unsigned char)((uint64_t)length >> (8 * i));
+  binwrn_sha256_start(&hash);
+  binwrn_sha256_update(&hash, start, 8);
+  binwrn_sha256_update(&hash, (const unsigned char *)text, (size_t)(at - text));
+  binwrn_sha256_update(&hash, (const unsigned char *)zeros, 64);
+  binwrn_sha256_update(&hash, (const unsigned char *)at + 64, (size_t)(text + length - at) - 64);
+  binwrn_sha256_update(&hash, l->data, (size_t)data_size);
+  binwrn_sha256_hex(&hash, found);
+  return 1;
+}
+
 binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_t data_size) {
   const json_document *d = &l->header;
-  const json_value *outer, *binwrn, *name, *version;
+  const json_value *outer, *binwrn, *checksum, *name, *version;
+  char stated[65], found[65];
   uint64_t position = 0;
-  int i;
+  int i, once;
   DEMAND(length && text[0] == '{', "not a packed model: no header of a safetensors file");
+  once = whole_checksum(l, text, length, data_size, stated, found); /* before parsing changes the text */
   TRY(parsed(l, binwrn_json_parse(&l->header, text, length), d, "the header"));
   outer = binwrn_json_member(d, &d->values[0], "__metadata__");
   binwrn = binwrn_json_member(d, outer, "binwrn");
   DEMAND(binwrn && binwrn->type == JSON_STRING,
          "a safetensors file, but no packed model: it has no metadata called 'binwrn'");
+  checksum = binwrn_json_member(d, outer, "file_sha256");
   l->tensors = calloc(d->values[0].count, sizeof *l->tensors);
   if (!l->tensors) return binwrn_no_memory(l);
   for (name = binwrn_json_first(d, &d->values[0]); name; name = binwrn_json_next(d, binwrn_json_next(d, name)))
@@ -156,6 +200,7 @@ binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_
   if (version->integer != 1)
     return binwrn_complain(l->message, BINWRN_ERROR_VERSION,
                            "version %d, but this program reads version 1: update it", (int)version->integer);
+  DEMAND(outer->count == (checksum ? 2u : 1u), "it has unknown metadata beside 'binwrn'");
   DEMAND((8 + length) % 8 == 0, "the tensors do not begin at a multiple of 8 bytes");
 
   qsort(l->tensors, (size_t)l->tensor_count, sizeof *l->tensors, by_begin);
@@ -165,6 +210,13 @@ binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_
     position = l->tensors[i].end;
   }
   DEMAND(position == data_size, "the file has not the size that its header announces: truncated or damaged");
+  if (checksum) {
+    DEMAND(once && binwrn_json_is_string(checksum, stated), "file_sha256 is no checksum");
+#ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION /* a fuzzer does not find checksums */
+    DEMAND(strcmp(stated, found) == 0, "damaged: the file does not have the checksum that it states");
+#endif
+    l->covered = 1;
+  }
   qsort(l->tensors, (size_t)l->tensor_count, sizeof *l->tensors, by_name);
   return BINWRN_OK;
 }

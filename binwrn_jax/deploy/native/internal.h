@@ -12,6 +12,8 @@
 /* A tile's tables should stay in the first level cache, beside the weights and some sums. */
 #define TABLE_BYTES 32768
 #define MAX_TILE_ROWS 4
+/* The largest magnitude of a value in a network whose values have no known bound. */
+#define MAX_VALUE 18446744073709551616.0 /* 2^64 */
 /* Of every array that vectors are loaded from. */
 #define ALIGNMENT 64
 
@@ -84,6 +86,7 @@ struct binwrn_model {
   const kernel *kernel;
   operation *operations;
   int operation_count;
+  int guarded; /* each value is compared with MAX_VALUE */
   void **blocks; /* all that is to be freed */
   size_t block_count, block_capacity;
   uint64_t bytes, max_memory;
@@ -100,6 +103,7 @@ typedef struct {
   float *logits;
   uint64_t first_step, steps; /* below MAX_STEPS both */
   uint64_t number;            /* of the run */
+  int *exceeded;              /* atomic: becomes 1 where a value exceeds MAX_VALUE */
   int processor;              /* of the thread that calls */
 } job;
 
@@ -112,7 +116,7 @@ int binwrn_plan_conv(operation *op, const kernel *k, int threads);
 
 struct pool *binwrn_pool_new(binwrn_work_function *work, void *context, int threads);
 /* Works on `steps` steps with all threads; one caller at a time, a second one waits. */
-void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, uint64_t steps);
+void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, uint64_t steps, int *exceeded);
 void binwrn_pool_free(struct pool *pool);
 
 /* A thread takes items of the current step until there are none, then waits for the next step. It is the

@@ -4,12 +4,14 @@
 #include <string.h>
 
 #define MAX_DEPTH 64
-#define MAX_VALUES (1u << 20)
+#define MAX_MARKS (1u << 20)
+#define MAX_NUMBER 4300
 
 typedef struct {
   json_document *document;
   char *text;
   size_t length, position;
+  uint32_t marks; /* characters , : [ { so far; so there are at most MAX_MARKS + 1 values */
   json_result result;
 } parser;
 
@@ -30,6 +32,9 @@ static void skip_space(parser *p) {
 
 static int at(const parser *p, char c) { return p->position < p->length && p->text[p->position] == c; }
 
+/* A character that a further value comes with. */
+static int mark(parser *p) { return ++p->marks <= MAX_MARKS || invalid(p); }
+
 static int digit(const parser *p) {
   return p->position < p->length && p->text[p->position] >= '0' && p->text[p->position] <= '9';
 }
@@ -40,7 +45,6 @@ static int new_value(parser *p, uint32_t *index) {
   if (d->used == d->capacity) {
     uint32_t capacity = d->capacity ? 2 * d->capacity : 256;
     json_value *values;
-    if (d->used >= MAX_VALUES) return invalid(p);
     values = realloc(d->values, capacity * sizeof *values);
     if (!values) return fail(p, JSON_NO_MEMORY);
     d->values = values;
@@ -98,14 +102,13 @@ static int parse_string(parser *p, uint32_t index) {
         if (!hex4(p, &code)) return 0;
         if (code >= 0xD800 && code < 0xDC00 && p->length - p->position >= 6 &&
             p->text[p->position] == '\\' && p->text[p->position + 1] == 'u') {
-          size_t before = p->position;
           unsigned low;
           p->position += 2;
           if (!hex4(p, &low)) return 0;
-          if (low >= 0xDC00 && low < 0xE000)
-            code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
-          else
-            p->position = before; /* a lone surrogate, then another character */
+          if (low < 0xDC00 || low >= 0xE000) return invalid(p);
+          code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+        } else if (code >= 0xD800 && code < 0xE000) {
+          return invalid(p); /* half of a character */
         }
         if (code < 0x80) {
           *out++ = (char)code;
@@ -137,6 +140,7 @@ static int parse_string(parser *p, uint32_t index) {
 static int parse_number(parser *p, uint32_t index) {
   json_value *value = &p->document->values[index];
   const int64_t most = (int64_t)1 << 62;
+  const size_t start = p->position;
   int negative = 0, real = 0, exponent = 0;
   int64_t integer = 0;
   double mantissa = 0;
@@ -171,6 +175,7 @@ static int parse_number(parser *p, uint32_t index) {
       if (power < 10000) power = 10 * power + (p->text[p->position] - '0');
     exponent += minus ? -power : power;
   }
+  if (p->position - start > MAX_NUMBER) return invalid(p);
   for (; exponent > 0 && mantissa > 0 && mantissa < 1e308; exponent--) mantissa *= 10;
   for (; exponent < 0 && mantissa > 0; exponent++) mantissa /= 10;
   value->type = real ? JSON_REAL : JSON_INTEGER;
@@ -224,6 +229,7 @@ static int parse_value(parser *p, uint32_t *index, int depth);
 static int parse_container(parser *p, uint32_t index, int depth, int object) {
   const char close = object ? '}' : ']';
   uint32_t last = 0, count = 0, first = 0;
+  if (depth > MAX_DEPTH || !mark(p)) return invalid(p);
   skip_space(p);
   if (at(p, close)) {
     p->position++;
@@ -237,7 +243,7 @@ static int parse_container(parser *p, uint32_t index, int depth, int object) {
         p->position++;
         if (!new_value(p, &key) || !parse_string(p, key)) return 0;
         skip_space(p);
-        if (!at(p, ':')) return invalid(p);
+        if (!at(p, ':') || !mark(p)) return invalid(p);
         p->position++;
         if (!parse_value(p, &child, depth)) return 0;
         p->document->values[key].next = child;
@@ -255,7 +261,7 @@ static int parse_container(parser *p, uint32_t index, int depth, int object) {
         p->position++;
         break;
       }
-      if (!at(p, ',')) return invalid(p);
+      if (!at(p, ',') || !mark(p)) return invalid(p);
       p->position++;
     }
   }
@@ -267,7 +273,7 @@ static int parse_container(parser *p, uint32_t index, int depth, int object) {
 
 static int parse_value(parser *p, uint32_t *index, int depth) {
   skip_space(p);
-  if (p->position >= p->length || depth >= MAX_DEPTH) return invalid(p);
+  if (p->position >= p->length) return invalid(p);
   if (!new_value(p, index)) return 0;
   switch (p->text[p->position]) {
     case '{': p->position++; return parse_container(p, *index, depth + 1, 1);
@@ -306,6 +312,7 @@ json_result binwrn_json_parse(json_document *document, char *text, size_t length
   p.text = text;
   p.length = length;
   p.position = 0;
+  p.marks = 0;
   p.result = JSON_OK;
   if (!valid_utf8(text, length)) return JSON_INVALID;
   if (!parse_value(&p, &root, 0)) return p.result;

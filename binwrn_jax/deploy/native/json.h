@@ -35,8 +35,9 @@ typedef struct {
 typedef enum { JSON_OK, JSON_INVALID, JSON_NO_MEMORY } json_result;
 
 /* Parses all of text[0..length), which it changes, and which must outlive the document. The document is
- * empty (all zero) before; binwrn_json_free must be called in any case. Refused: invalid UTF-8, nesting beyond 64
- * levels, more than 2^20 values, a name twice in an object. */
+ * empty (all zero) before; binwrn_json_free must be called in any case. Refused: invalid UTF-8, half of a
+ * surrogate pair, more than 64 arrays and objects inside each other, more than 2^20 of the characters , : [ {
+ * outside of strings, numbers of more than 4300 characters, a name twice in an object. */
 json_result binwrn_json_parse(json_document *document, char *text, size_t length);
 void binwrn_json_free(json_document *document);
 

@@ -9,6 +9,7 @@
 
 #define MAX_HEADER (16u << 20)
 #define MAX_DATA (256 << 20)
+#define MAX_CHANNELS 65536
 
 typedef struct {
   const char *name;
@@ -51,6 +52,8 @@ typedef struct {
   node *nodes;
   int node_count;
   int classes;
+  int covered; /* a checksum of the whole file was stated, and is right */
+  int bounded; /* no image leads to values that float32 does not hold */
   const tensor *golden_image, *golden_logits;
   char *message;
 } loader;
@@ -80,6 +83,7 @@ brief binwrn_shorten(const char *text, size_t length);
 /* --- container.c --- */
 
 uint64_t binwrn_little_endian(const unsigned char *bytes, int count);
+float binwrn_read_float(const unsigned char *bytes);
 int binwrn_is_int(const json_value *v, int64_t low, int64_t high);
 /* Whether it is an array of exactly two integers within the limits; they go to `out`. */
 int binwrn_pair(const json_document *d, const json_value *v, int64_t low, int64_t high, int out[2]);
@@ -89,6 +93,16 @@ tensor *binwrn_find_tensor(const loader *l, const char *name, size_t length, con
 binwrn_error binwrn_header_length(const unsigned char *start, uint64_t size, size_t *length, char *message);
 /* text: the header, which is changed, as strings are unescaped in it. data_size: bytes that follow it. */
 binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_t data_size);
+
+/* --- description.c --- */
+
+/* Checks the fields that say what the model is for. */
+binwrn_error binwrn_check_description(loader *l);
+
+/* --- range.c --- */
+
+/* Computes `bounded`; refuses a file with an operation whose results float32 may not hold. */
+binwrn_error binwrn_check_ranges(loader *l);
 
 /* --- network.c --- */
 

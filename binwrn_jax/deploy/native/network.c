@@ -8,7 +8,6 @@
 
 #define MAX_OPERATIONS 4096
 #define MAX_SIDE 4096
-#define MAX_CHANNELS 65536
 #define MAX_WINDOW 64
 #define MAX_ACTIVATIONS ((uint64_t)1 << 27)
 #define MAX_WORK ((uint64_t)1 << 38)
@@ -190,7 +189,7 @@ binwrn_error binwrn_read_network(loader *l) {
   const json_value *input = binwrn_json_member(d, l->root, "input"),
                    *image = binwrn_json_member(d, input, "shape");
   const json_value *operations = binwrn_json_member(d, l->root, "operations"), *field, *op;
-  const json_value *names = binwrn_json_member(d, l->root, "class_names"), *range;
+  const json_value *range;
   uint64_t activations, work = 0;
   int sides[3], limits[2], i = 0, count;
   shape s;
@@ -220,16 +219,9 @@ binwrn_error binwrn_read_network(loader *l) {
     TRY(read_operation(l, i, count, op, &activations, &work));
 
   DEMAND(l->nodes[count - 1].kind == OP_MEAN, "the last operation is not global_average");
-  field = binwrn_json_member(d, l->root, "num_classes");
-  DEMAND(binwrn_is_int(field, 1, MAX_CHANNELS), "num_classes is no number of classes");
-  l->classes = (int)field->integer;
   s = l->values[l->value_count - 1].shape;
   DEMAND(s.channels == l->classes, "the operations end in %d logits, but there are %d classes", s.channels,
          l->classes);
-  DEMAND(names && names->type == JSON_ARRAY && (names->count == 0 || (int64_t)names->count == l->classes),
-         "class_names are not %d strings, nor an empty list", l->classes);
-  for (field = binwrn_json_first(d, names); field; field = binwrn_json_next(d, field))
-    DEMAND(field->type == JSON_STRING, "class_names are not strings");
   TRY(need(l, "golden", 6, ".image", 0, 3, (uint64_t)sides[0], (uint64_t)sides[1], (uint64_t)sides[2],
            &l->golden_image));
   TRY(need(l, "golden", 6, ".logits", 1, 1, (uint64_t)l->classes, 0, 0, &l->golden_logits));
@@ -241,8 +233,6 @@ binwrn_error binwrn_read_network(loader *l) {
 
 binwrn_error binwrn_check_tensors(loader *l) {
   const json_value *stated = binwrn_json_member(&l->metadata, l->root, "sha256");
-  static const char digits[] = "0123456789abcdef";
-  unsigned char digest[32];
   char hex[65];
   sha256 hash;
   int i;
@@ -259,9 +249,7 @@ binwrn_error binwrn_check_tensors(loader *l) {
         DEMAND(bits[row * n->bits->shape[1] - 1] >> used == 0, "operation %d: padding bits are set", i);
     }
   }
-  binwrn_sha256_finish(&hash, digest);
-  for (i = 0; i < 64; i++) hex[i] = digits[digest[i / 2] >> (i % 2 ? 0 : 4) & 15];
-  hex[64] = 0;
+  binwrn_sha256_hex(&hash, hex);
 #ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION /* a fuzzer does not find checksums */
   DEMAND(binwrn_json_is_string(stated, hex), "the bits do not have the checksum stated");
 #else

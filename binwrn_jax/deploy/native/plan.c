@@ -145,18 +145,11 @@ static void arrange(const node *n, const unsigned char *bits, const operation *o
   }
 }
 
-static float read_float(const unsigned char *bytes) {
-  uint32_t bits = (uint32_t)binwrn_little_endian(bytes, 4);
-  float result;
-  memcpy(&result, &bits, 4);
-  return result;
-}
-
 const float *binwrn_copy_floats(loader *l, binwrn_model *model, const tensor *t) {
   const size_t count = (size_t)(t->end - t->begin) / 4;
   float *result = binwrn_take(model, count * sizeof *result);
   size_t i;
-  for (i = 0; result && i < count; i++) result[i] = read_float(l->data + t->begin + 4 * i);
+  for (i = 0; result && i < count; i++) result[i] = binwrn_read_float(l->data + t->begin + 4 * i);
   return result;
 }
 
@@ -166,7 +159,9 @@ binwrn_error binwrn_plan(loader *l, binwrn_model *model) {
   int64_t arena;
   uint64_t tables = 0, sums = 0;
   int i;
-  fuse(l);
+  if (l->bounded) /* else each value is compared with MAX_VALUE, and so has to be there */
+    fuse(l);
+  model->guarded = !l->bounded;
   arena = place(l);
   if (arena < 0) return binwrn_no_memory(l);
   d->arena_bytes = (uint64_t)arena * sizeof(float);

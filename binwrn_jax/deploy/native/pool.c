@@ -162,12 +162,13 @@ struct pool *binwrn_pool_new(binwrn_work_function *work, void *context, int thre
 
 /* The caller is thread 0. When it sees the end of the last step, all items are finished; a worker that is late
  * finds no item of this run any more, and never takes one of another run. */
-void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, uint64_t steps) {
+void binwrn_pool_run(struct pool *pool, const uint8_t *images, float *logits, uint64_t steps, int *exceeded) {
   job job;
   pthread_mutex_lock(&pool->run);
   pthread_mutex_lock(&pool->mutex);
   pool->job.images = images;
   pool->job.logits = logits;
+  pool->job.exceeded = exceeded;
   pool->job.first_step = (pool->job.first_step + pool->job.steps) % MAX_STEPS;
   pool->job.steps = steps;
   pool->job.processor = this_processor();

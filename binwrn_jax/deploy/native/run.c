@@ -4,6 +4,7 @@
  * `slots` groups. For each tile and chunk, the signed sums of the groups are tabulated once for each *input*
  * pixel that the tile needs; all taps of the window and all output channels look up there. The sums of the
  * tile stay in the scratch memory of the thread until all chunks are done. */
+#include <math.h>
 #include <string.h>
 
 #include "internal.h"
@@ -188,6 +189,29 @@ static void run_item(const binwrn_model *model, const operation *op, int item, u
   }
 }
 
+/* Whether the values that an item has made are small; not those that are NaN. */
+static int is_small(const binwrn_model *model, const operation *op, int item, const float *logits) {
+  const int channels = op->out.channels;
+  const float *values = op->kind == OP_MEAN ? logits : op->result;
+  int y = item, bottom = item + 1, left = 0, right = op->out.width, first = 0, last = channels, x, c;
+  if (op->kind == OP_MEAN) y = 0, bottom = right = 1;
+  if (op->kind == OP_CONV) {
+    const conv_plan *plan = &op->conv;
+    const int tile = item / plan->parts, part = item % plan->parts, lanes = model->kernel->lanes;
+    y = tile / plan->tiles_x * plan->tile_rows, bottom = smaller(y + plan->tile_rows, op->out.height);
+    left = tile % plan->tiles_x * PIXELS, right = smaller(left + PIXELS, op->out.width);
+    first = (int)((int64_t)plan->blocks * part / plan->parts) * lanes;
+    last = smaller((int)((int64_t)plan->blocks * (part + 1) / plan->parts) * lanes, channels);
+  }
+  for (; y < bottom; y++)
+    for (x = left; x < right; x++) {
+      const float *pixel = values + ((size_t)y * (size_t)op->out.width + (size_t)x) * (size_t)channels;
+      for (c = first; c < last; c++)
+        if (!(fabsf(pixel[c]) <= (float)MAX_VALUE)) return 0;
+    }
+  return 1;
+}
+
 void binwrn_work(void *context, const job *job, int thread) {
   const binwrn_model *model = context;
   const binwrn_description *d = &model->description;
@@ -206,15 +230,18 @@ void binwrn_work(void *context, const job *job, int thread) {
     } else if (binwrn_pool_take(model->pool, step, item)) {
       run_item(model, op, item, scratch, job->images + image * image_bytes,
                job->logits + image * (size_t)d->classes);
+      if (model->guarded && !is_small(model, op, item, job->logits + image * (size_t)d->classes))
+        __atomic_store_n(job->exceeded, 1, __ATOMIC_RELAXED);
       binwrn_pool_done(model->pool, step, op->items);
     }
   }
 }
 
 binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits) {
+  int exceeded = 0;
   if (!model || ((!images || !logits) && count)) return BINWRN_ERROR_ARGUMENT;
   if (!count) return BINWRN_OK;
   if (count > (MAX_STEPS - 1) / (uint64_t)model->operation_count) return BINWRN_ERROR_ARGUMENT;
-  binwrn_pool_run(model->pool, images, logits, (uint64_t)count * (uint64_t)model->operation_count);
-  return BINWRN_OK;
+  binwrn_pool_run(model->pool, images, logits, (uint64_t)count * (uint64_t)model->operation_count, &exceeded);
+  return exceeded ? BINWRN_ERROR_RANGE : BINWRN_OK;
 }

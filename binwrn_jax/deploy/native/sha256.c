@@ -55,7 +55,8 @@ void binwrn_sha256_update(sha256 *hash, const unsigned char *data, size_t size) 
   if (size) memcpy(hash->block, data, size);
 }
 
-void binwrn_sha256_finish(sha256 *hash, unsigned char digest[32]) {
+void binwrn_sha256_hex(sha256 *hash, char hex[65]) {
+  static const char digits[] = "0123456789abcdef";
   static const unsigned char padding[64] = {0x80};
   uint64_t bits = 8 * hash->length;
   size_t used = (size_t)(hash->length % 64);
@@ -64,5 +65,6 @@ void binwrn_sha256_finish(sha256 *hash, unsigned char digest[32]) {
   for (i = 0; i < 8; i++) length[i] = (unsigned char)(bits >> (56 - 8 * i));
   binwrn_sha256_update(hash, padding, used < 56 ? 56 - used : 120 - used);
   binwrn_sha256_update(hash, length, 8);
-  for (i = 0; i < 32; i++) digest[i] = (unsigned char)(hash->state[i / 4] >> (24 - 8 * (i % 4)));
+  for (i = 0; i < 64; i++) hex[i] = digits[hash->state[i / 8] >> (28 - 4 * (i % 8)) & 15];
+  hex[64] = 0;
 }

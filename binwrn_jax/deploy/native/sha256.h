@@ -13,6 +13,7 @@ typedef struct {
 
 void binwrn_sha256_start(sha256 *hash);
 void binwrn_sha256_update(sha256 *hash, const unsigned char *data, size_t size);
-void binwrn_sha256_finish(sha256 *hash, unsigned char digest[32]);
+/* 64 hexadecimal digits and a final 0. */
+void binwrn_sha256_hex(sha256 *hash, char hex[65]);
 
 #endif

@@ -1,0 +1,43 @@
+"""Where own images come from: what a folder, a file of arrays or another library's data set has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from binwrn_jax.data.dataset import Example
+
+# The parts of a data set, by the names that people give them.
+PARTS = {
+    "train": "train", "training": "train",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+class Source(Protocol):
+    """Labelled images as a user has them. It can be pickled, to be sent to worker processes.
+
+    Attributes:
+      name: as the user writes it: ``'folder:PATH'``.
+      folder: where the images are, for messages.
+      class_names: names of the classes, by label.
+      sizes: number of images of each part that there is: ``'train'`` and maybe ``'validation'``, ``'test'``.
+      fingerprint: changes whenever the images do; '' if that cannot be told.
+      notes: what was understood, one line each.
+    """
+
+    name: str
+    folder: str
+    class_names: tuple[str, ...]
+    sizes: Mapping[str, int]
+    fingerprint: str
+    notes: Sequence[str]
+
+    def read(self, part: str, indices: Sequence[int]) -> Iterator[Example]:
+        """Yields images, encoded or uint8 ``[H, W, C]``, and labels, in this order."""
+        ...
+
+    def describe(self, part: str, index: int) -> str:
+        """Words that name an image in a message, such as the path of its file."""
+        ...

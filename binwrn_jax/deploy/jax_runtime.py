@@ -1,0 +1,171 @@
+"""Packed files run by JAX.
+
+model = load_packed("model.safetensors")
+logits = model.predict(images)
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from binwrn_jax.deploy import numpy_reader
+from binwrn_jax.deploy.folding import Operation, layout_of, same_structure, unfold
+from binwrn_jax.deploy.packed import PackedModel, read_packed
+from binwrn_jax.deploy.predictor import in_batches
+from binwrn_jax.errors import UserError
+from binwrn_jax.evaluation import BATCH_SIZE, Predictor
+from binwrn_jax.nn.operations import convolution
+from binwrn_jax.nn.registry import create_network
+
+
+def _unpack(weight: jax.Array, operation: Operation) -> jax.Array:
+    """Bits uint8 ``[C_out, ceil(K / 8)]`` to float32 ``[F_h, F_w, C_in, C_out]``, inside a program."""
+    window, (c_in, c_out) = operation["window"], operation["channels"]
+    rows = jnp.unpackbits(weight, axis=1, count=math.prod(window) * c_in, bitorder="little")
+    kernel = rows.reshape(c_out, *window, c_in).transpose(1, 2, 3, 0)
+    return jnp.where(kernel, jnp.float32(1), jnp.float32(-1))
+
+
+def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax.Array]) -> jax.Array:
+    op, x = operation["op"], inputs[0]
+    tensor = operation.get("tensor")
+    if op == "affine":
+        scale, offset = (weights[f"{tensor}.{part}"].reshape(1, 1, 1, -1) for part in ("scale", "offset"))
+        low = operation.get("min")
+        y = x * scale + offset
+        return y if low is None else jnp.maximum(y, jnp.float32(low))
+    if op == "conv":
+        kernel = weights[tensor]
+        if kernel.dtype == jnp.uint8:
+            # Not before x is there: XLA would unpack all layers first and hold them until they are used. It
+            # drops an optimization_barrier on the CPU, and cannot know that activations are finite.
+            kernel = kernel ^ jnp.isnan(x[:1, 0, 0, 0]).any().astype(jnp.uint8)
+            kernel = _unpack(kernel, operation)
+        (stride_y, stride_x), (vertical, horizontal) = operation["stride"], operation["pads"]
+        return convolution(x, kernel, (stride_y, stride_x), (tuple(vertical), tuple(horizontal)))
+    if op in ("average_pool", "max_pool"):
+        window, stride = tuple(operation["window"]), tuple(operation["stride"])
+        pads = [tuple(pad) for pad in operation["pads"]]
+        if op == "max_pool":
+            return nn.max_pool(x, window, stride, pads)
+        # Flax counts the pixels in JAX's default float, which JAX_ENABLE_X64 makes float64.
+        return nn.avg_pool(x, window, stride, pads, count_include_pad=False).astype(x.dtype)
+    if op == "pad_channels":
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, operation["channels"] - x.shape[3])))
+    if op == "add":
+        return x + inputs[1]
+    return x.mean((1, 2))
+
+
+class LoadedModel:
+    """A packed model on the device, see `load_packed`.
+
+    Attributes:
+      packed: what the file holds.
+      description: the fields of ``model.json`` that the file knows.
+      weights: the arrays on the device by name: kernels, or their bits, and multiply-adds.
+    """
+
+    def __init__(self, packed: PackedModel, keep_packed: bool = False) -> None:
+        self.packed = packed
+        self.description = packed.description
+        self.weights: dict[str, jax.Array] = {
+            name: jnp.asarray(tensor if name not in packed.bits or keep_packed else packed.signs(name))
+            for name, tensor in packed.tensors.items()
+            if name not in numpy_reader.RESERVED
+        }
+        self._bounded = numpy_reader.is_bounded(packed.metadata, packed.tensors)
+        self._run = jax.jit(self.apply)
+
+    def apply(self, weights: dict[str, jax.Array], images: jax.Array, train: bool = False) -> jax.Array:
+        """The pure function behind `predict`, called as a Flax model's ``apply`` is.
+
+        Args:
+          weights: as the attribute.
+          images: ``[N, H, W, C]``.
+          train: must be False.
+
+        Returns:
+          Logits float32 ``[N, classes]``; NaN for an image with a value beyond `numpy_reader.MAX_VALUE`,
+          which only a network whose values have no known bound can have.
+        """
+        if train:
+            raise ValueError("a packed model has nothing to train: use .model and .variables")
+        if images.ndim != 4 or list(images.shape[1:]) != self.description["image_shape"]:
+            size = " x ".join(map(str, self.description["image_shape"]))
+            raise UserError(f"images of shape {images.shape}, but the model takes N x {size}")
+        values = {"image": jnp.asarray(images, jnp.float32)}
+        small = jnp.ones(images.shape[:1], bool)
+        for operation in self.packed.operations:
+            inputs = [values[name] for name in operation["in"]]
+            result = values[operation["out"]] = _apply(operation, inputs, weights)
+            if not self._bounded:
+                inside = jnp.abs(result) <= numpy_reader.MAX_VALUE  # false for NaN
+                small &= inside.all(axis=tuple(range(1, result.ndim)))
+        return result if self._bounded else jnp.where(small[:, None], result, jnp.nan)
+
+    def predict(self, images: jax.typing.ArrayLike) -> jax.Array:
+        """Logits float32 ``[N, classes]`` of images ``[N, H, W, C]``, uint8 or floats in 0..255.
+
+        Jitted: compiled once for each N.
+        """
+        return self._run(self.weights, jnp.asarray(images))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `binwrn_jax.evaluation.Predictor`."""
+        logits = in_batches(self.predict, images, self.description["num_classes"], BATCH_SIZE)
+        if not self._bounded and np.isnan(logits).any():
+            raise UserError(f"a value of an image exceeds {numpy_reader.MAX_VALUE:.4g}: no logits")
+        return logits
+
+    @property
+    def model(self) -> nn.Module:
+        """The Flax network in float32.
+
+        Raises:
+          UserError: the file does not say, or its operations are of no network of this package.
+        """
+        return self._layout().model
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """``params`` and ``batch_stats`` for `model` that give the same logits, see `unfold`."""
+        return unfold(self._layout(), self.packed.affines, self.packed.signs)
+
+    def _layout(self) -> Any:
+        try:
+            fields = {**self.description["model"], "dtype": "float32"}
+            shape = tuple(self.description["image_shape"])
+            layout = layout_of(create_network(fields, self.description["num_classes"]), shape)
+            known = same_structure(layout, self.packed.operations)
+        except Exception as error:  # whatever the file has in the place of the fields
+            raise UserError(f"the packed model names no network of this package ({error})") from error
+        if not known:
+            raise UserError("the packed model's operations are not those of the network that it names")
+        return layout
+
+
+def load_packed(path: str | Path, keep_packed: bool = False) -> LoadedModel:
+    """Reads a packed model for use with JAX.
+
+    Args:
+      path: of the file.
+      keep_packed: keep one bit per weight in the device's memory too and unpack inside the program,
+        anew at each call: 32 times less memory for the weights, and slower (docs/results/packed.md).
+
+    Raises:
+      UserError: see `read_packed`.
+    """
+    return LoadedModel(read_packed(path), keep_packed)
+
+
+def open_packed(path: str | Path) -> Predictor:
+    """A packed file as a `Predictor` that runs on JAX; raises as `load_packed` does."""
+    return load_packed(path)
