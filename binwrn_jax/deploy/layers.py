@@ -36,7 +36,7 @@ def layers_of(packed: PackedModel) -> list[LayerRow]:
                     plus_share=float((signs > 0).mean()),
                     values=len(np.unique(signs)),
                     bits=signs.size,
-                    bytes=-(-signs.size // 8),
+                    bytes=packed.coded.get(operation["tensor"], -(-signs.size // 8)),
                 )
             )
     return rows

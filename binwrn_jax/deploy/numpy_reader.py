@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -23,13 +24,14 @@ import re
 import stat
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 FORMAT = "binwrn-packed"
-VERSION = 1
+VERSION = 1  # in which files are written wherever it suffices
+FEATURES = ("entropy",)  # of version 2 that this program reads, see docs/packed-format-2.md
 
 # Limits that every reader enforces. The largest network of the paper, 20-20, is far inside: a header of
 # 8 kB, 13.5 MB of tensors, 15 million activations and 16 billion multiply-adds per image.
@@ -49,6 +51,7 @@ UNPACKED = 1 << 22  # weights of a convolution that are floats at a time, while 
 MAX_VALUE = 2.0**64  # of a result while the network runs, where its range is not known to be inside
 
 DTYPES = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}
+CODED_DTYPE = np.dtype("<u2")  # U16, in version 2
 RESERVED = ("golden.image", "golden.logits")  # tensors that belong to no operation
 CHECKSUM = "file_sha256"  # entry of __metadata__: of the whole file, its own value taken as 64 zeros
 OLDER = (
@@ -202,13 +205,11 @@ def read_header(file: BinaryIO) -> Header:
     )
     metadata = _parse_json(outer["binwrn"], "the metadata 'binwrn'")
     _demand(metadata.get("format") == FORMAT, f"format {_brief(metadata.get('format'))}, not {FORMAT!r}")
-    version = metadata.get("version")
-    _demand(_is_int(version, 1, 2**31 - 1), f"version {_brief(version)} is no version number")
-    _demand(version == VERSION, f"version {version}, but this program reads version {VERSION}: update it")
+    version = _check_version(metadata)
     unknown = sorted(set(outer) - {"binwrn", CHECKSUM})
     _demand(not unknown, f"metadata {_brief(unknown[:1])} beside 'binwrn'")
     _demand((8 + length) % 8 == 0, "the tensors do not begin at a multiple of 8 bytes")
-    entries = {name: _read_entry(name, item) for name, item in header.items()}
+    entries = {name: _read_entry(name, item, version) for name, item in header.items()}
     position = 0
     for name, entry in sorted(entries.items(), key=lambda pair: pair[1].begin):
         _demand(entry.begin == position, f"gap or overlap before the bytes of tensor {_brief(name)}")
@@ -219,21 +220,46 @@ def read_header(file: BinaryIO) -> Header:
     )
     check_description(metadata)
     stated = outer.get(CHECKSUM)
+    _demand(version == 1 or CHECKSUM in outer, f"a file of version {version} without {CHECKSUM}")
     if CHECKSUM in outer:
         _demand(isinstance(stated, str) and _checksum_at(text, stated) >= 0, f"{CHECKSUM} is no checksum")
     return Header(metadata, entries, 8 + length, stated, first + text)
 
 
-def _read_entry(name: str, item: Any) -> Entry:
+def _check_version(metadata: dict[str, Any]) -> int:
+    """The version of a file, all of whose features this program reads."""
+    version = metadata.get("version")
+    _demand(_is_int(version, 1, 2**31 - 1), f"version {_brief(version)} is no version number")
+    _demand(version <= 2, f"version {version}, but this program reads versions 1 and 2: update it")
+    if version == 2:
+        requires = metadata.get("requires")
+        _demand(
+            isinstance(requires, list)
+            and 1 <= len(requires) <= 32
+            and all(isinstance(name, str) and re.fullmatch("[a-z0-9_]{1,32}", name) for name in requires)
+            and all(a < b for a, b in itertools.pairwise(requires)),
+            f"requires {_brief(requires)} is no ascending list of features",
+        )
+        for name in requires:
+            _demand(
+                name in FEATURES, f"this file needs {name!r}, which this program does not read: update it"
+            )
+    return int(version)
+
+
+def _read_entry(name: str, item: Any, version: int) -> Entry:
     _demand(isinstance(item, dict) and set(item) == {"dtype", "shape", "data_offsets"}, "bad tensor entry")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    _demand(dtype in ("U8", "F32"), f"tensor {_brief(name)} has dtype {_brief(dtype)}, not U8 or F32")
+    coded = version == 2 and dtype == "U16"
+    _demand(
+        coded or dtype in ("U8", "F32"), f"tensor {_brief(name)} has dtype {_brief(dtype)}, not U8 or F32"
+    )
     _demand(
         isinstance(shape, list) and len(shape) <= 3 and all(_is_int(n, 1, MAX_DATA) for n in shape),
         f"tensor {_brief(name)} has the shape {_brief(shape)}",
     )
     _demand(_is_list_of(offsets, 2, 0, MAX_DATA), f"tensor {_brief(name)} has the offsets {_brief(offsets)}")
-    entry = Entry(DTYPES[dtype], tuple(shape), *offsets)
+    entry = Entry(CODED_DTYPE if coded else DTYPES[dtype], tuple(shape), *offsets)
     _demand(
         entry.end - entry.begin == math.prod(shape) * entry.dtype.itemsize,
         f"tensor {_brief(name)}: shape {shape} does not fit its {entry.end - entry.begin} bytes",
@@ -335,14 +361,30 @@ def _slide(where: str, operation: dict[str, Any], shape: Shape) -> tuple[int, in
 
 
 class Expected(dict[str, tuple[np.dtype, Shape]]):
-    """The tensors that the operations need, by name: dtype and shape."""
+    """The tensors that the operations need, by name: dtype and shape, ``(0,)`` where any length will do.
+
+    Attributes:
+      coded: ``{T.coded: (C_out, C)}``, the coded kernels among them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coded: dict[str, tuple[int, int]] = {}
+
+    @property
+    def uncoded_bytes(self) -> int:
+        """Bytes of all tensors, coded ones counted as if they were not."""
+        plain = (math.prod(shape) * dtype.itemsize for dtype, shape in self.values())
+        return sum(plain) + sum(
+            outputs * -(-KERNEL_WEIGHTS * channels // 8) for outputs, channels in self.coded.values()
+        )
 
     def tensor(self, where: str, name: Any, suffix: str, dtype: str, shape: Shape) -> None:
         """Adds one, which no other operation has."""
         _demand(isinstance(name, str), f"{where}: tensor {_brief(name)}")
         _demand(name + suffix not in RESERVED, f"{where}: the name {_brief(name)} of a tensor is reserved")
         _demand(name + suffix not in self, f"{where}: tensor {_brief(name)} is used twice")
-        self[name + suffix] = DTYPES[dtype], shape
+        self[name + suffix] = CODED_DTYPE if dtype == "U16" else DTYPES[dtype], shape
 
 
 # Each of these checks the fields of one kind of operation, whose inputs have the shapes given. It returns the
@@ -366,7 +408,14 @@ def _check_conv(where: str, operation: dict[str, Any], inputs: list[Shape], expe
         f"{where}: channels {_brief(channels)} for an input with {inputs[0][2]}",
     )
     weights = math.prod(operation["window"]) * channels[0]
-    expected.tensor(where, operation.get("tensor"), "", "U8", (channels[1], -(-weights // 8)))
+    if "coding" in operation:
+        coding, window = operation["coding"], operation["window"]
+        _demand(coding == "rans", f"{where}: coding {_brief(coding)}, not 'rans'")
+        _demand(window == [3, 3], f"{where}: a coded kernel of {window}, not of 3 x 3")
+        expected.tensor(where, operation.get("tensor"), ".coded", "U16", (0,))
+        expected.coded[operation["tensor"] + ".coded"] = channels[1], channels[0]
+    else:
+        expected.tensor(where, operation.get("tensor"), "", "U8", (channels[1], -(-weights // 8)))
     return (*size, channels[1]), weights
 
 
@@ -401,7 +450,7 @@ class Kind(NamedTuple):
 _SLIDING = frozenset({"window", "stride", "pads"})
 KINDS = {
     "affine": Kind(frozenset({"tensor", "min"}), 1, _check_affine),
-    "conv": Kind(_SLIDING | {"tensor", "channels"}, 1, _check_conv),
+    "conv": Kind(_SLIDING | {"tensor", "channels", "coding"}, 1, _check_conv),
     "average_pool": Kind(_SLIDING, 1, _check_pool),
     "max_pool": Kind(_SLIDING, 1, _check_pool),
     "pad_channels": Kind(frozenset({"channels"}), 1, _check_pad),
@@ -444,6 +493,19 @@ def _check_operation(where: str, operation: Any, shapes: dict[str, Shape], expec
     return shape, cost
 
 
+def _check_features(metadata: dict[str, Any], operations: list[Any]) -> None:
+    """Checks that the operations use the features that the file says it requires, and no others."""
+    used = set()
+    for index, operation in enumerate(operations):
+        if isinstance(operation, dict) and "coding" in operation:
+            used.add("entropy")
+            _demand(metadata.get("version") == 2, f"operation {index}: unknown field 'coding'")
+    if metadata.get("version") == 2:
+        _demand(
+            used == set(metadata["requires"]), f"it requires {metadata['requires']}, but uses {sorted(used)}"
+        )
+
+
 def value_shapes(
     metadata: dict[str, Any], tensor_shapes: dict[str, tuple[np.dtype, Shape]]
 ) -> dict[str, Shape]:
@@ -465,6 +527,7 @@ def value_shapes(
         isinstance(operations, list) and 1 <= len(operations) <= MAX_OPERATIONS,
         f"no list of 1 to {MAX_OPERATIONS} operations",
     )
+    _check_features(metadata, operations)
     expected, shapes = Expected(), {"image": image_shape}
     activations, work = math.prod(image_shape), 0
     for index, operation in enumerate(operations):
@@ -487,10 +550,196 @@ def value_shapes(
         found = tensor_shapes.get(name)
         _demand(found is not None, f"tensor {_brief(name)} is missing")
         for have, want in zip(found, wanted, strict=True):
-            _demand(have == want, f"tensor {_brief(name)} has {have}, but the operations need {want}")
+            fits = have == want or (want == (0,) and len(have) == 1)
+            _demand(fits, f"tensor {_brief(name)} has {have}, but the operations need {want}")
+    _demand(expected.uncoded_bytes <= MAX_DATA, f"more than {MAX_DATA} bytes of tensors")
     unused = sorted(set(tensor_shapes) - set(expected))
     _demand(not unused, f"tensor {_brief(unused[:1])} is used by no operation")
     return shapes
+
+
+# --- coded kernels (version 2, "entropy") -------------------------------------------------------------------
+
+KERNEL_WEIGHTS = 9  # of a 3x3 filter
+PATTERNS = 1 << KERNEL_WEIGHTS
+SCALE_BITS = 13  # the frequencies of a table sum to 2^13
+SCALE = 1 << SCALE_BITS
+LOW = 1 << 16  # a state is at least this between two patterns; words have 16 bits
+MAX_STREAM = 1 << 16  # patterns
+MAX_RATIO = 16  # how often a coded kernel may be smaller than the bits that it stands for
+LENGTHS = PATTERNS // 4  # words of a table's lengths, 4 bits each
+TABLES_AT_ONCE = 32  # kernels that are decoded together: bounds the memory for their tables
+BLOCK = 1 << 20  # patterns that are turned into bits at a time
+
+
+def pattern_blocks(outputs: int, channels: int) -> Iterator[slice]:
+    """Runs of output channels of about `BLOCK` patterns."""
+    step = max(1, BLOCK // channels)
+    for first in range(0, outputs, step):
+        yield slice(first, first + step)
+
+
+def bits_of(patterns: np.ndarray) -> np.ndarray:
+    """The packed bits of 3x3 patterns: the inverse of `binwrn_jax.deploy.entropy.patterns_of`.
+
+    Args:
+      patterns: uint16 ``[C_out, C]``.
+
+    Returns:
+      uint8 ``[C_out, ceil(9 C / 8)]``, padded with 0 bits.
+    """
+    outputs, channels = patterns.shape
+    result = np.empty((outputs, -(-KERNEL_WEIGHTS * channels // 8)), np.uint8)
+    for rows in pattern_blocks(outputs, channels):
+        taps = np.empty((len(patterns[rows]), KERNEL_WEIGHTS, channels), np.uint8)
+        for tap in range(KERNEL_WEIGHTS):
+            taps[:, tap] = patterns[rows] >> tap & 1
+        result[rows] = np.packbits(taps.reshape(len(taps), -1), axis=1, bitorder="little")
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class CodedKernel:
+    """A coded kernel and the shape of the bits in it.
+
+    Attributes:
+      words: uint16 ``[n]``.
+      outputs: C_out.
+      channels: C, the input channels that each output channel sees.
+    """
+
+    words: np.ndarray
+    outputs: int
+    channels: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the decoded bits."""
+        return self.outputs * -(-KERNEL_WEIGHTS * self.channels // 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Streams:
+    """A kernel's table and where its streams lie in its words."""
+
+    name: str  # of the kernel
+    freq: np.ndarray  # int64 [512]
+    begin: np.ndarray  # int64 [S]
+    end: np.ndarray  # int64 [S]
+    patterns: np.ndarray  # int64 [S], patterns of each stream
+
+
+def _read_table(words: np.ndarray) -> tuple[np.ndarray, int]:
+    """The frequencies, int64 ``[512]``, and the number of words that they take."""
+    _demand(len(words) >= LENGTHS, "the table is truncated")
+    lengths = (words[:LENGTHS, None] >> np.array([0, 4, 8, 12], np.uint16) & 15).ravel().astype(np.int64)
+    _demand(int(lengths.max()) <= SCALE_BITS + 1, "a frequency is too large")
+    below = np.maximum(lengths - 1, 0)  # bits below the leading 1
+    used = int(below.sum())
+    size = LENGTHS + -(-used // 16)
+    _demand(len(words) >= size, "the table is truncated")
+    rest = np.unpackbits(words[LENGTHS:size].astype("<u2").view(np.uint8), bitorder="little").astype(np.int64)
+    _demand(not rest[used:].any(), "padding bits of the table are set")
+    owner = np.repeat(np.arange(PATTERNS), below)
+    place = np.arange(used) - np.repeat(np.cumsum(below) - below, below)
+    freq = np.where(lengths > 0, 1 << below, 0)
+    np.add.at(freq, owner, rest[:used] << place)
+    _demand(int(freq.sum()) == SCALE, f"the frequencies do not sum to {SCALE}")
+    return freq, size
+
+
+def _read_streams(name: str, coded: CodedKernel) -> _Streams:
+    try:
+        return _parse(name, coded)
+    except PackedFileError as error:
+        raise PackedFileError(f"coded kernel {_brief(name)}: {error}") from error
+
+
+def _parse(name: str, coded: CodedKernel) -> _Streams:
+    words, outputs, channels = coded.words, coded.outputs, coded.channels
+    _demand(words.nbytes >= -(-coded.nbytes // MAX_RATIO), f"it claims to be more than {MAX_RATIO} x smaller")
+    _demand(len(words) >= 1 + LENGTHS, "the table is truncated")
+    rows = int(words[0])
+    _demand(1 <= rows <= outputs and rows * channels <= MAX_STREAM, f"{rows} rows in a stream")
+    freq, size = _read_table(words[1:])
+    count = -(-outputs // rows)
+    first = 1 + size + count
+    _demand(len(words) >= first, "the sizes of the streams are truncated")
+    sizes = words[1 + size : first].astype(np.int64)
+    _demand(int(sizes.min()) >= 2, "a stream has no state")
+    _demand(first + int(sizes.sum()) == len(words), "the streams do not fill the tensor")
+    end = first + np.cumsum(sizes)
+    patterns = np.full(count, rows * channels)
+    patterns[-1] = (outputs - (count - 1) * rows) * channels
+    return _Streams(name, freq, end - sizes, end, patterns)
+
+
+def _decode_together(kernels: Sequence[CodedKernel], parsed: Sequence[_Streams]) -> list[np.ndarray]:
+    """The patterns of some kernels, uint16 ``[C_out, C]`` each, all streams side by side."""
+
+    def demand(good: np.ndarray, message: str) -> None:
+        if not good.all():
+            raise PackedFileError(f"coded kernel {_brief(parsed[kernel[np.argmin(good)]].name)}: {message}")
+
+    starts = np.cumsum([0, *(len(coded.words) for coded in kernels)])
+    # A damaged stream may read on: its neighbours' words, then these zeros. It is refused at the end.
+    words = np.concatenate([*(coded.words for coded in kernels), np.zeros(MAX_STREAM, np.uint16)])
+    words = words.astype(np.uint32)
+    freq = np.concatenate([p.freq for p in parsed]).astype(np.uint32)
+    below = np.concatenate([np.cumsum(p.freq) - p.freq for p in parsed]).astype(np.uint32)
+    pattern_at = np.repeat(np.tile(np.arange(PATTERNS, dtype=np.uint16), len(parsed)), freq)  # by slot
+
+    position = np.concatenate([p.begin + s for p, s in zip(parsed, starts, strict=False)])
+    end = np.concatenate([p.end + s for p, s in zip(parsed, starts, strict=False)])
+    kernel = np.repeat(np.arange(len(parsed)), [len(p.begin) for p in parsed])
+    length = np.concatenate([p.patterns for p in parsed])
+    target = np.cumsum(length) - length  # of a stream's first pattern in the result
+
+    # The longest streams first, so that those at work are always the first ones.
+    order = np.argsort(-length, kind="stable")
+    position, end, kernel, length, target = (a[order] for a in (position, end, kernel, length, target))
+    live = np.searchsorted(-length, -np.arange(int(length[0])), side="left")
+    state = words[position] | words[position + 1] << np.uint32(16)
+    demand(state >= LOW, "a stream begins with a wrong state")
+    position = position + 2
+    result = np.empty(int(length.sum()), np.uint16)
+    table, slots = kernel * PATTERNS, kernel * SCALE
+    for step, n in enumerate(live.tolist()):
+        x = state[:n]
+        slot = x & np.uint32(SCALE - 1)
+        pattern = pattern_at[slots[:n] + slot]
+        entry = table[:n] + pattern
+        x = freq[entry] * (x >> np.uint32(SCALE_BITS)) + slot - below[entry]
+        short = x < LOW
+        at = position[:n]
+        state[:n] = np.where(short, x << np.uint32(16) | words[at], x)
+        at += short
+        result[target[:n] + step] = pattern
+    demand((position == end) & (state == LOW), "a stream does not end where it should")
+    parts = np.split(result, np.cumsum([coded.outputs * coded.channels for coded in kernels[:-1]]))
+    return [part.reshape(k.outputs, k.channels) for k, part in zip(kernels, parts, strict=True)]
+
+
+def decode_kernels(kernels: Mapping[str, CodedKernel]) -> dict[str, np.ndarray]:
+    """Decodes kernels; those that come together are decoded side by side, which is faster.
+
+    Args:
+      kernels: by name.
+
+    Returns:
+      Packed bits by name, uint8 ``[C_out, ceil(9 C / 8)]`` each, equal to those that were coded.
+
+    Raises:
+      PackedFileError: a kernel breaks a rule of docs/packed-format-2.md; the message names it.
+    """
+    parsed = {name: _read_streams(name, coded) for name, coded in kernels.items()}
+    names = list(kernels)
+    result: dict[str, np.ndarray] = {}
+    for first in range(0, len(names), TABLES_AT_ONCE):
+        some = names[first : first + TABLES_AT_ONCE]
+        decoded = _decode_together([kernels[name] for name in some], [parsed[name] for name in some])
+        result |= {name: bits_of(patterns) for name, patterns in zip(some, decoded, strict=True)}
+    return result
 
 
 # --- what the tensors hold ----------------------------------------------------------------------------------
@@ -591,17 +840,44 @@ def check_tensors(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> N
 
 
 class Contents(NamedTuple):
-    """What `read` finds.
+    """What `read` finds, in the form of version 1: coded kernels are decoded.
 
     Attributes:
-      metadata: the JSON object ``binwrn``.
+      metadata: the JSON object ``binwrn``, see `without_coding`.
       tensors: the arrays by name, read-only.
       checksum: the SHA-256 of the whole file, in hex, which was checked; None in an older file without one.
+      coded: bytes in the file of each kernel that was coded there, by its name.
     """
 
     metadata: dict[str, Any]
     tensors: dict[str, np.ndarray]
     checksum: str | None
+    coded: dict[str, int]
+
+
+def without_coding(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object ``binwrn`` of the same model in a file of version 1, whose kernels are not coded."""
+    if metadata["version"] == 1:
+        return metadata
+    operations = [
+        {key: value for key, value in operation.items() if key != "coding"}
+        for operation in metadata["operations"]
+    ]
+    rest = {key: value for key, value in metadata.items() if key != "requires"}
+    return {**rest, "version": 1, "operations": operations}
+
+
+def _decode(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors, with the bits in the place of coded kernels."""
+    kernels = {
+        operation["tensor"]: CodedKernel(
+            tensors[operation["tensor"] + ".coded"], operation["channels"][1], operation["channels"][0]
+        )
+        for operation in metadata["operations"]
+        if "coding" in operation
+    }
+    plain = {name: tensor for name, tensor in tensors.items() if tensor.dtype != CODED_DTYPE}
+    return {**plain, **decode_kernels(kernels)}
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
@@ -625,8 +901,12 @@ def read(path: str | os.PathLike[str]) -> Contents:
         name: np.frombuffer(data, entry.dtype, math.prod(entry.shape), entry.begin).reshape(entry.shape)
         for name, entry in entries.items()
     }
+    coded = {name.removesuffix(".coded"): x.nbytes for name, x in tensors.items() if x.dtype == CODED_DTYPE}
+    if coded:
+        tensors = _decode(metadata, tensors)
+    metadata = without_coding(metadata)
     check_tensors(metadata, tensors)
-    return Contents(metadata, tensors, header.checksum)
+    return Contents(metadata, tensors, header.checksum, coded)
 
 
 # --- running ------------------------------------------------------------------------------------------------
@@ -791,7 +1071,8 @@ class Model:
 
 def load(path: str | os.PathLike[str]) -> Model:
     """Reads a packed file, checks it, and returns it ready to run; see `read` for what it raises."""
-    return Model(*read(path))
+    contents = read(path)
+    return Model(contents.metadata, contents.tensors, contents.checksum)
 
 
 def main(arguments: list[str]) -> int:

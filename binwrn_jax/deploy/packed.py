@@ -11,12 +11,14 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
+from binwrn_jax.deploy.entropy import encode, worthwhile
 from binwrn_jax.deploy.folding import fold, layout_of
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.registry import create_network
@@ -38,6 +40,7 @@ class PackedModel:
       golden_logits: float32 ``[classes]``, what `numpy_reader` computes of the image.
       checksum: the SHA-256 of the whole file that it was read from, in hex; None where it was read from no
         packed file, or from an older one, which states none.
+      coded: bytes of each kernel that was coded in the file that it was read from; `bits` has it decoded.
     """
 
     metadata: dict[str, Any]
@@ -46,6 +49,7 @@ class PackedModel:
     golden_image: np.ndarray
     golden_logits: np.ndarray
     checksum: str | None = None
+    coded: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def operations(self) -> list[dict[str, Any]]:
@@ -175,22 +179,48 @@ def _check(packed: PackedModel) -> None:
         raise UserError(f"this network cannot be packed: {error}") from error
 
 
-def serialise(packed: PackedModel) -> bytes:
+def _coded(packed: PackedModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and tensors, each kernel coded that this makes smaller; as they are where there is none."""
+    operations, words = [], {}
+    for operation in packed.operations:
+        if operation["op"] == "conv" and operation["window"] == [3, 3]:
+            bits = packed.bits[operation["tensor"]]
+            coded = encode(bits, operation["channels"][0])
+            if worthwhile(coded, bits):
+                words[operation["tensor"]] = coded
+                operation = {**operation, "coding": "rans"}
+        operations.append(operation)
+    if not words:
+        return packed.metadata, packed.tensors
+    first = {"format": packed.metadata["format"], "version": 2, "requires": ["entropy"]}
+    tensors = {name: tensor for name, tensor in packed.tensors.items() if name not in words}
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype == np.float32}
+    renamed = {name + ".coded": coded for name, coded in words.items()}
+    return {**first, **packed.metadata, **first, "operations": operations}, {**floats, **renamed, **tensors}
+
+
+def serialise(packed: PackedModel, coding: str | None = None) -> bytes:
     """The bytes of the packed file; the same model gives the same bytes.
 
+    Args:
+      packed: the model.
+      coding: ``"entropy"`` codes the kernels without loss, in version 2 of the format; None does not.
+
     Raises:
-      UserError: the model breaks a rule of the format.
+      UserError: the model breaks a rule of the format, or there is no such coding.
     """
     _check(packed)
-    tensors = packed.tensors
+    if coding not in (None, "entropy"):
+        raise UserError(f"unknown coding {coding!r}: there is 'entropy'")
+    metadata, tensors = _coded(packed) if coding else (packed.metadata, packed.tensors)
     compact = {"separators": (",", ":"), "allow_nan": False}
-    outer = {"binwrn": json.dumps(packed.metadata, **compact), numpy_reader.CHECKSUM: _NO_CHECKSUM}
+    outer = {"binwrn": json.dumps(metadata, **compact), numpy_reader.CHECKSUM: _NO_CHECKSUM}
     header: dict[str, Any] = {"__metadata__": outer}
+    codes = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8"}
     position = 0
     for name, tensor in tensors.items():
-        code = next(code for code, dtype in numpy_reader.DTYPES.items() if dtype == tensor.dtype)
         offsets = [position, position + tensor.nbytes]
-        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": offsets}
+        header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         position += tensor.nbytes
     text = json.dumps(header, **compact).encode()
     text += b" " * (-len(text) % 8)
@@ -201,13 +231,18 @@ def serialise(packed: PackedModel) -> bytes:
     return start.replace((marker % _NO_CHECKSUM).encode(), (marker % checksum).encode()) + data
 
 
-def write_packed(packed: PackedModel, path: Path) -> None:
+def write_packed(packed: PackedModel, path: Path, coding: str | None = None) -> None:
     """Writes the file; a reader sees an older one or all of the new one.
+
+    Args:
+      packed: the model.
+      path: of the file.
+      coding: see `serialise`.
 
     Raises:
       UserError: the model breaks a rule of the format, or the path cannot be written.
     """
-    content = serialise(packed)
+    content = serialise(packed, coding)
     try:
         replace_file(Path(path), content)
     except OSError as error:
@@ -221,7 +256,7 @@ def read_packed(path: str | Path) -> PackedModel:
       UserError: not there, no packed model, of another version, damaged or hostile.
     """
     try:
-        metadata, tensors, checksum = numpy_reader.read(path)
+        metadata, tensors, checksum, coded = numpy_reader.read(path)
     except numpy_reader.PackedFileError as error:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
@@ -240,4 +275,5 @@ def read_packed(path: str | Path) -> PackedModel:
         golden_image=tensors["golden.image"],
         golden_logits=tensors["golden.logits"],
         checksum=checksum,
+        coded=coded,
     )

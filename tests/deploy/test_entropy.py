@@ -9,22 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coded_corpus import skewed_bits
 
 from binwrn_jax.deploy import entropy
-from binwrn_jax.deploy.entropy import Coded, CodingError, decode, decode_all, encode, worthwhile
+from binwrn_jax.deploy.entropy import decode, encode, worthwhile
+from binwrn_jax.deploy.numpy_reader import CodedKernel, PackedFileError, bits_of, decode_kernels
 from binwrn_jax.deploy.packed import pack_signs
 from binwrn_jax.hub.released import read_released, to_model
 
 OFFICIAL = os.environ.get("BINWRN_OFFICIAL_DIR")
 needs_official = pytest.mark.skipif(not OFFICIAL, reason="BINWRN_OFFICIAL_DIR is not set")
-
-
-def skewed_bits(outputs: int, channels: int, seed: int = 0) -> np.ndarray:
-    """Bits of kernels whose patterns are as unequal as those of trained ones."""
-    rng = np.random.default_rng(seed)
-    weights = rng.standard_exponential(512) ** 2
-    patterns = rng.choice(512, (outputs, channels), p=weights / weights.sum())
-    return entropy.bits_of(patterns.astype(np.uint16))
 
 
 def reference_decode(words: np.ndarray, outputs: int, channels: int) -> np.ndarray:
@@ -96,7 +90,7 @@ def test_any_number_of_rows_in_a_stream_is_read(monkeypatch, rows):
 
 def test_the_documents_example():
     patterns = np.array([[7, 7, 56, 7, 448, 56, 73, 511]], np.uint16)
-    bits = entropy.bits_of(patterns)
+    bits = bits_of(patterns)
     words = encode(bits, 8)
     text = (Path(__file__).parents[2] / "docs" / "packed-format-2.md").read_text()
     example = text[text.index("**Example.**") : text.index("## Limits")]
@@ -115,8 +109,8 @@ def test_the_documents_example():
 def test_kernels_are_decoded_together_and_by_name():
     shapes = {f"conv{i}": (4 + i, 3 + 2 * i) for i in range(40)}  # more than are decoded at a time
     bits = {name: skewed_bits(*shape, seed=shape[0]) for name, shape in shapes.items()}
-    coded = {name: Coded(encode(bits[name], shape[1]), *shape) for name, shape in shapes.items()}
-    decoded = decode_all(coded)
+    coded = {name: CodedKernel(encode(bits[name], shape[1]), *shape) for name, shape in shapes.items()}
+    decoded = decode_kernels(coded)
     assert list(decoded) == list(shapes)
     for name in shapes:
         np.testing.assert_array_equal(decoded[name], bits[name])
@@ -153,7 +147,7 @@ def test_frequencies_sum_and_keep_rare_patterns():
 
 
 def refused(words, outputs=8, channels=12) -> str:
-    with pytest.raises(CodingError) as failure:
+    with pytest.raises(PackedFileError) as failure:
         decode(np.asarray(words, np.uint16), outputs, channels)
     message = str(failure.value)
     assert "\n" not in message and "kernel" in message
@@ -218,7 +212,7 @@ def test_flipped_bits_are_refused_or_give_other_bits():
         damaged[index] ^= 1 << rng.integers(16)
         try:
             decoded = decode(damaged, 8, 12)
-        except CodingError:
+        except PackedFileError:
             continue
         accepted += 1
         assert decoded.shape == bits.shape and not np.array_equal(decoded, bits)
@@ -252,10 +246,10 @@ def test_released_networks(file, most, coded_kernels):
         if kernel.shape[:2] == (3, 3):
             words = encode(bits[name], kernel.shape[2])
             if worthwhile(words, bits[name]):
-                coded[name] = Coded(words, kernel.shape[3], kernel.shape[2])
+                coded[name] = CodedKernel(words, kernel.shape[3], kernel.shape[2])
     assert len(coded) == coded_kernels
     start = time.process_time()
-    decoded = decode_all(coded)
+    decoded = decode_kernels(coded)
     seconds = time.process_time() - start
     for name in coded:
         np.testing.assert_array_equal(decoded[name], bits[name])

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deploy.test_entropy import skewed_bits
+from coded_corpus import skewed_bits
 
 from binwrn_jax.deploy import native
-from binwrn_jax.deploy.entropy import CodingError, decode, encode
+from binwrn_jax.deploy.entropy import decode, encode
+from binwrn_jax.deploy.numpy_reader import PackedFileError
 
 SOURCES = Path(native.__file__).parent
 PROGRAM = Path(__file__).parents[1] / "fuzz" / "decode_entropy.c"
@@ -63,7 +64,7 @@ def decode_c(program: Path, cases: list[Case]) -> list[np.ndarray | str]:
 def decode_numpy(case: Case) -> np.ndarray | str:
     try:
         return decode(*case)
-    except CodingError as error:
+    except PackedFileError as error:
         return str(error)
 
 

@@ -372,8 +372,8 @@ def test_accepts_what_the_format_allows(packed, tmp_path, edit):
 
 def test_versions(packed, tmp_path):
     path = tmp_path / "m"
-    path.write_bytes(edited(serialise(packed), lambda m, h: m.update(version=2)))
-    with pytest.raises(UserError, match="version 2, but this program reads version 1: update it"):
+    path.write_bytes(edited(serialise(packed), lambda m, h: m.update(version=3)))
+    with pytest.raises(UserError, match="version 3, but this program reads versions 1 and 2: update it"):
         native.load(path)
 
 

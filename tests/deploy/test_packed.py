@@ -345,7 +345,7 @@ def _operation(index, **fields):
 
 HOSTILE = {
     "other format": (lambda h, m: m.update(format="x"), "format 'x'"),
-    "newer version": (lambda h, m: m.update(version=2), "version 2, but this program reads version 1"),
+    "newer version": (lambda h, m: m.update(version=3), "version 3, but this program reads versions 1 and 2"),
     "no version": (lambda h, m: m.update(version="1"), "no version number"),
     "true as a number": (lambda h, m: m.update(version=True), "no version number"),
     "wrong checksum": (lambda h, m: m.update(sha256="0" * 64), "checksum"),

@@ -27,7 +27,19 @@ FOLDER = Path(__file__).parent
 SOURCES = tuple(
     f"{name}.c"
     for name in (
-        *("json", "sha256", "container", "description", "network", "range", "plan", "api", "run", "pool"),
+        *(
+            "json",
+            "sha256",
+            "entropy",
+            "container",
+            "description",
+            "network",
+            "range",
+            "plan",
+            "api",
+            "run",
+            "pool",
+        ),
         *("kernel_plain", "kernel_x86", "kernel_neon"),
     )
 )
@@ -98,7 +110,7 @@ class NativeModel:
         if not found.covered:
             _log.warning("%s: %s", path, numpy_reader.OLDER)
         with open(path, "rb") as file:
-            metadata = numpy_reader.read_header(file).metadata
+            metadata = numpy_reader.without_coding(numpy_reader.read_header(file).metadata)
         numbers = ("threads", "multiply_adds", "weight_bytes", "arena_bytes", "scratch_bytes", "total_bytes")
         self.description: dict[str, Any] = {
             **metadata,

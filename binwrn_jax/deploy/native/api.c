@@ -50,6 +50,7 @@ static binwrn_error load_parts(char *header, size_t length, const unsigned char 
   binwrn_model *model = calloc(1, sizeof *model);
   loader loader_, *l = &loader_;
   binwrn_error error;
+  int i;
   memset(l, 0, sizeof *l);
   l->data = data;
   l->message = message;
@@ -77,6 +78,7 @@ static binwrn_error load_parts(char *header, size_t length, const unsigned char 
   binwrn_json_free(&l->metadata);
   free(l->tensors);
   free(l->values);
+  for (i = 0; i < l->node_count; i++) free(l->nodes[i].decoded);
   free(l->nodes);
   if (!error) {
     model->description.total_bytes = model->bytes + sizeof *model;

@@ -50,7 +50,8 @@ typedef struct {
   int threads;         /* 1 to BINWRN_MAX_THREADS, the caller's included; 0: one */
   const char *kernel;  /* "avx512", "avx2", "neon" or "plain"; NULL: the fastest that this processor has */
   uint64_t max_memory; /* bytes that the loaded model may take; 0: 2 GiB. While it is loaded, the file's
-                        * bytes and up to 128 MiB for its header (of 16 MiB at most) come on top. */
+                        * bytes, its coded bits decoded (at most 16 times as many bytes), and up to 128 MiB for its
+                        * header (of 16 MiB at most) come on top. */
 } binwrn_options;
 
 /* What a model is. Pointers live as long as the model; strings are UTF-8 and end with a 0. */

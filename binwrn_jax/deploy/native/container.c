@@ -106,14 +106,15 @@ static binwrn_error read_entry(loader *l, const json_value *name, const json_val
   const json_value *dtype = binwrn_json_member(d, entry, "dtype"),
                    *dimensions = binwrn_json_member(d, entry, "shape"), *v;
   const brief b = binwrn_shorten(name->text, name->length);
-  uint64_t count = 1;
+  uint64_t count = 1, size;
   int offsets[2];
   DEMAND(entry->type == JSON_OBJECT && entry->count == 3 && dtype && dimensions, "bad tensor entry '%s'", b.text);
   t->name = name->text;
   t->length = name->length;
   t->is_float = binwrn_json_is_string(dtype, "F32");
-  DEMAND(t->is_float || binwrn_json_is_string(dtype, "U8"), "tensor '%s' has a dtype that is not U8 or F32",
-         b.text);
+  t->is_coded = binwrn_json_is_string(dtype, "U16"); /* in version 2, which is not known yet */
+  size = t->is_float ? 4 : t->is_coded ? 2 : 1;
+  DEMAND(size > 1 || binwrn_json_is_string(dtype, "U8"), "tensor '%s' has a dtype that is not U8 or F32", b.text);
   DEMAND(dimensions->type == JSON_ARRAY && dimensions->count <= 3, "tensor '%s' has a bad shape", b.text);
   for (v = binwrn_json_first(d, dimensions); v; v = binwrn_json_next(d, v)) {
     DEMAND(binwrn_is_int(v, 1, MAX_DATA), "tensor '%s' has a bad shape", b.text);
@@ -125,9 +126,9 @@ static binwrn_error read_entry(loader *l, const json_value *name, const json_val
          "tensor '%s' has bad offsets", b.text);
   t->begin = (uint64_t)offsets[0];
   t->end = (uint64_t)offsets[1];
-  DEMAND(t->end >= t->begin && t->end - t->begin == count * (t->is_float ? 4 : 1),
+  DEMAND(t->end >= t->begin && t->end - t->begin == count * size,
          "tensor '%s': its shape does not fit its bytes", b.text);
-  DEMAND(!t->is_float || t->begin % 4 == 0, "tensor '%s' is not aligned", b.text);
+  DEMAND(t->begin % size == 0, "tensor '%s' is not aligned", b.text);
   return BINWRN_OK;
 }
 
@@ -170,9 +171,42 @@ static int whole_checksum(const loader *l, const char *text, size_t length, uint
   return 1;
 }
 
+/* Refuses a version, or a feature of version 2, that this program does not read. */
+static binwrn_error check_version(loader *l) {
+  const json_value *version = binwrn_json_member(&l->metadata, l->root, "version"),
+                   *requires = binwrn_json_member(&l->metadata, l->root, "requires"), *name;
+  DEMAND(binwrn_is_int(version, 1, INT32_MAX), "its version is no version number");
+  l->version = (int)version->integer;
+  if (l->version > 2)
+    return binwrn_complain(l->message, BINWRN_ERROR_VERSION,
+                           "version %d, but this program reads versions 1 and 2: update it", l->version);
+  if (l->version == 1) return BINWRN_OK;
+  DEMAND(requires && requires->type == JSON_ARRAY && requires->count >= 1 && requires->count <= 32,
+         "requires is no ascending list of features");
+  for (name = binwrn_json_first(&l->metadata, requires); name; name = binwrn_json_next(&l->metadata, name)) {
+    const json_value *next = binwrn_json_next(&l->metadata, name);
+    size_t i;
+    DEMAND(name->type == JSON_STRING && name->length >= 1 && name->length <= 32,
+           "requires is no ascending list of features");
+    for (i = 0; i < name->length; i++)
+      DEMAND((name->text[i] >= 'a' && name->text[i] <= 'z') || (name->text[i] >= '0' && name->text[i] <= '9') ||
+                 name->text[i] == '_',
+             "requires is no ascending list of features");
+    DEMAND(!next || (next->type == JSON_STRING &&
+                     compare_text(name->text, name->length, next->text, next->length) < 0),
+           "requires is no ascending list of features");
+  }
+  for (name = binwrn_json_first(&l->metadata, requires); name; name = binwrn_json_next(&l->metadata, name))
+    if (!binwrn_json_is_string(name, "entropy"))
+      return binwrn_complain(l->message, BINWRN_ERROR_VERSION,
+                             "this file needs '%s', which this program does not read: update it",
+                             binwrn_shorten(name->text, name->length).text);
+  return BINWRN_OK;
+}
+
 binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_t data_size) {
   const json_document *d = &l->header;
-  const json_value *outer, *binwrn, *checksum, *name, *version;
+  const json_value *outer, *binwrn, *checksum, *name;
   char stated[65], found[65];
   uint64_t position = 0;
   int i, once;
@@ -195,11 +229,11 @@ binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_
   l->root = &l->metadata.values[0];
   DEMAND(binwrn_json_is_string(binwrn_json_member(&l->metadata, l->root, "format"), "binwrn-packed"),
          "its format is not 'binwrn-packed'");
-  version = binwrn_json_member(&l->metadata, l->root, "version");
-  DEMAND(binwrn_is_int(version, 1, INT32_MAX), "its version is no version number");
-  if (version->integer != 1)
-    return binwrn_complain(l->message, BINWRN_ERROR_VERSION,
-                           "version %d, but this program reads version 1: update it", (int)version->integer);
+  TRY(check_version(l));
+  for (i = 0; i < l->tensor_count; i++)
+    DEMAND(l->version == 2 || !l->tensors[i].is_coded, "tensor '%s' has a dtype that is not U8 or F32",
+           binwrn_shorten(l->tensors[i].name, l->tensors[i].length).text);
+  DEMAND(l->version == 1 || checksum, "a file of version 2 without file_sha256");
   DEMAND(outer->count == (checksum ? 2u : 1u), "it has unknown metadata beside 'binwrn'");
   DEMAND((8 + length) % 8 == 0, "the tensors do not begin at a multiple of 8 bytes");
 

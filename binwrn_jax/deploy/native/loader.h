@@ -14,7 +14,7 @@
 typedef struct {
   const char *name;
   size_t length;
-  int is_float, dimensions, used;
+  int is_float, is_coded, dimensions, used;
   uint64_t shape[3], begin, end;
 } tensor;
 
@@ -36,7 +36,11 @@ typedef struct {
   int fused;      /* nothing is left of it */
   int add;        /* of a convolution: value that is added to its result, or -1 */
   int window[2], stride[2], pads[2][2];
-  const tensor *bits, *scale, *offset;
+  const unsigned char *bits; /* of a convolution: a row for each output channel */
+  size_t row_bytes;
+  const tensor *plain, *coded; /* where the bits come from: one of them is NULL */
+  unsigned char *decoded;      /* from `coded`; freed after loading */
+  const tensor *scale, *offset;
   float min;
   int has_min;
 } node;
@@ -45,6 +49,7 @@ typedef struct {
   const unsigned char *data; /* of the tensors */
   json_document header, metadata;
   const json_value *root; /* the object called binwrn */
+  int version;
   tensor *tensors;
   int tensor_count;
   value *values;

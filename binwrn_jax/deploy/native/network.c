@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "entropy.h"
 #include "loader.h"
 #include "sha256.h"
 
@@ -16,10 +17,10 @@
 static const struct {
   const char *name;
   op_kind kind;
-  const char *fields[6];
+  const char *fields[7];
 } OPERATIONS[] = {
     {"affine", OP_AFFINE, {"tensor", "min", NULL}},
-    {"conv", OP_CONV, {"tensor", "window", "stride", "pads", "channels", NULL}},
+    {"conv", OP_CONV, {"tensor", "window", "stride", "pads", "channels", "coding", NULL}},
     {"average_pool", OP_AVERAGE_POOL, {"window", "stride", "pads", NULL}},
     {"max_pool", OP_MAX_POOL, {"window", "stride", "pads", NULL}},
     {"pad_channels", OP_PAD, {"channels", NULL}},
@@ -55,12 +56,26 @@ static binwrn_error need(loader *l, const char *name, size_t length, const char 
   int i;
   DEMAND(t, "tensor '%s%s' is missing", text.text, suffix);
   DEMAND(!t->used, "tensor '%s%s' is used twice", text.text, suffix);
-  DEMAND(t->is_float == is_float && t->dimensions == dimensions, "tensor '%s%s' has another dtype or shape",
-         text.text, suffix);
+  DEMAND(t->is_float == is_float && !t->is_coded && t->dimensions == dimensions,
+         "tensor '%s%s' has another dtype or shape", text.text, suffix);
   for (i = 0; i < dimensions; i++)
     DEMAND(t->shape[i] == wanted[i], "tensor '%s%s' does not fit its operation", text.text, suffix);
   t->used = 1;
   *result = t;
+  return BINWRN_OK;
+}
+
+/* The coded bits of a 3x3 convolution. */
+static binwrn_error need_coded(loader *l, int index, const json_value *name, const json_value *coding, node *n) {
+  tensor *t = binwrn_find_tensor(l, name->text, name->length, ".coded");
+  const brief text = binwrn_shorten(name->text, name->length);
+  DEMAND(binwrn_json_is_string(coding, "rans"), "operation %d: its coding is not 'rans'", index);
+  DEMAND(n->window[0] == 3 && n->window[1] == 3, "operation %d: a coded kernel that is not of 3 x 3", index);
+  DEMAND(t, "tensor '%s.coded' is missing", text.text);
+  DEMAND(!t->used, "tensor '%s.coded' is used twice", text.text);
+  DEMAND(t->is_coded && t->dimensions == 1, "tensor '%s.coded' has another dtype or shape", text.text);
+  t->used = 1;
+  n->coded = t;
   return BINWRN_OK;
 }
 
@@ -108,6 +123,7 @@ static binwrn_error read_operation(loader *l, int index, int count, const json_v
                 binwrn_json_is_string(field, "out");
     for (f = 0; !known && OPERATIONS[k].fields[f]; f++)
       known = binwrn_json_is_string(field, OPERATIONS[k].fields[f]);
+    if (l->version == 1 && binwrn_json_is_string(field, "coding")) known = 0;
     DEMAND(known, "operation %d (%s): unknown field '%s'", index, OPERATIONS[k].name,
            binwrn_shorten(field->text, field->length).text);
   }
@@ -149,8 +165,13 @@ static binwrn_error read_operation(loader *l, int index, int count, const json_v
              "operation %d: its channels do not fit its input", index);
       result.channels = channels[1];
       cost = (uint64_t)n->window[0] * (uint64_t)n->window[1] * (uint64_t)x.channels;
-      TRY(need(l, tensor_name->text, tensor_name->length, "", 0, 2, (uint64_t)channels[1], (cost + 7) / 8, 0,
-               &n->bits));
+      n->row_bytes = (size_t)(cost + 7) / 8;
+      field = binwrn_json_member(d, op, "coding");
+      if (field)
+        TRY(need_coded(l, index, tensor_name, field, n));
+      else
+        TRY(need(l, tensor_name->text, tensor_name->length, "", 0, 2, (uint64_t)channels[1], (cost + 7) / 8, 0,
+                 &n->plain));
       break;
     case OP_AVERAGE_POOL:
     case OP_MAX_POOL:
@@ -181,6 +202,22 @@ static binwrn_error read_operation(loader *l, int index, int count, const json_v
   DEMAND(*activations <= MAX_ACTIVATIONS, "operation %d: too many activations", index);
   *work += elements(result) * cost; /* at most 2^27 * 2^28 */
   DEMAND(*work <= MAX_WORK, "operation %d: too many multiply-adds", index);
+  return BINWRN_OK;
+}
+
+/* Coded kernels are there if the file says so, and all tensors are within the limit when they are decoded. */
+static binwrn_error check_coded(loader *l) {
+  uint64_t bytes = 0;
+  int i, coded = 0;
+  for (i = 0; i < l->tensor_count; i++)
+    if (!l->tensors[i].is_coded) bytes += l->tensors[i].end - l->tensors[i].begin;
+  for (i = 0; i < l->node_count; i++)
+    if (l->nodes[i].coded) {
+      bytes += (uint64_t)l->values[l->nodes[i].out].shape.channels * l->nodes[i].row_bytes;
+      coded = 1;
+      DEMAND(bytes <= MAX_DATA, "more than 256 MiB of tensors");
+    }
+  DEMAND(l->version == 1 || coded, "it requires 'entropy', but uses no feature");
   return BINWRN_OK;
 }
 
@@ -228,7 +265,30 @@ binwrn_error binwrn_read_network(loader *l) {
   for (i = 0; i < l->tensor_count; i++)
     DEMAND(l->tensors[i].used, "tensor '%s' is used by no operation",
            binwrn_shorten(l->tensors[i].name, l->tensors[i].length).text);
-  return BINWRN_OK;
+  return check_coded(l);
+}
+
+/* Sets the bits of a convolution, decoded where the file has them coded. */
+static binwrn_error find_bits(loader *l, node *n) {
+  const uint32_t outputs = (uint32_t)l->values[n->out].shape.channels,
+                 channels = (uint32_t)l->values[n->in[0]].shape.channels;
+  const char *wrong;
+  entropy_kernel *kernel;
+  if (n->plain) {
+    n->bits = l->data + n->plain->begin;
+    return BINWRN_OK;
+  }
+  kernel = malloc(sizeof *kernel);
+  if (!kernel) return binwrn_no_memory(l);
+  wrong = binwrn_entropy_open(kernel, l->data + n->coded->begin, (size_t)(n->coded->end - n->coded->begin),
+                              outputs, channels);
+  if (!wrong) {
+    n->bits = n->decoded = malloc(outputs * n->row_bytes);
+    if (n->bits) wrong = binwrn_entropy_decode(kernel, 0, kernel->streams, n->decoded);
+  }
+  free(kernel);
+  DEMAND(!wrong, "coded kernel '%s': %s", binwrn_shorten(n->coded->name, n->coded->length).text, wrong);
+  return n->bits ? BINWRN_OK : binwrn_no_memory(l);
 }
 
 binwrn_error binwrn_check_tensors(loader *l) {
@@ -240,13 +300,14 @@ binwrn_error binwrn_check_tensors(loader *l) {
   for (i = 0; i < l->node_count; i++) {
     const node *n = &l->nodes[i];
     if (n->kind == OP_CONV) {
-      const unsigned char *bits = l->data + n->bits->begin;
+      const size_t rows = (size_t)l->values[n->out].shape.channels;
       const unsigned used =
           (unsigned)n->window[0] * (unsigned)n->window[1] * (unsigned)l->values[n->in[0]].shape.channels % 8;
-      uint64_t row;
-      binwrn_sha256_update(&hash, bits, (size_t)(n->bits->end - n->bits->begin));
-      for (row = 1; used && row <= n->bits->shape[0]; row++)
-        DEMAND(bits[row * n->bits->shape[1] - 1] >> used == 0, "operation %d: padding bits are set", i);
+      size_t row;
+      TRY(find_bits(l, l->nodes + i));
+      binwrn_sha256_update(&hash, n->bits, rows * n->row_bytes);
+      for (row = 1; used && row <= rows; row++)
+        DEMAND(n->bits[row * n->row_bytes - 1] >> used == 0, "operation %d: padding bits are set", i);
     }
   }
   binwrn_sha256_hex(&hash, hex);

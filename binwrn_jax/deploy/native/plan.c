@@ -117,9 +117,9 @@ static int64_t place(loader *l) {
 }
 
 /* The bits of a convolution in the order in which the kernel reads them. */
-static void arrange(const node *n, const unsigned char *bits, const operation *op, const kernel *k) {
+static void arrange(const node *n, const operation *op, const kernel *k) {
   const conv_plan *plan = &op->conv;
-  const size_t row_bytes = (size_t)n->bits->shape[1], lanes = (size_t)k->lanes;
+  const size_t row_bytes = n->row_bytes, lanes = (size_t)k->lanes;
   const int channels = op->in.channels;
   uint32_t codes[MAX_STAGE][1 << MAX_GROUP]; /* of each slot and all bits of a group */
   unsigned b;
@@ -127,7 +127,7 @@ static void arrange(const node *n, const unsigned char *bits, const operation *o
   for (slot = 0; slot < k->slots; slot++)
     for (b = 0; b < 1u << k->group; b++) codes[slot][b] = k->code(b, slot);
   for (o = 0; o < op->out.channels; o++) {
-    const unsigned char *row = bits + (size_t)o * row_bytes;
+    const unsigned char *row = n->bits + (size_t)o * row_bytes;
     uint32_t *block = plan->words +
                       (size_t)(o / k->lanes) * (size_t)plan->chunks * (size_t)plan->tap_count * lanes +
                       (size_t)(o % k->lanes);
@@ -203,7 +203,7 @@ binwrn_error binwrn_plan(loader *l, binwrn_model *model) {
               (uint64_t)k->lanes; /* at most 2^13 * 2^14 * 2^12 * 2^4 */
       op->conv.words = binwrn_take(model, words * sizeof *op->conv.words);
       if (!op->conv.words) return binwrn_no_memory(l);
-      arrange(n, l->data + n->bits->begin, op, k);
+      arrange(n, op, k);
       d->weight_bytes += words * sizeof *op->conv.words;
       d->multiply_adds += elements(op->out) * (uint64_t)op->conv.tap_count * (uint64_t)op->in.channels;
       table = (uint64_t)op->conv.row_floats * (uint64_t)op->conv.in_rows;
