@@ -60,8 +60,11 @@ def unreadable_folder(name: str, root: str, error: Exception) -> UserError:
         return UserError(f"reading {root} needs gcsfs: pip install '.[gcs]'")
     if isinstance(error, ImportError):
         raise error
+    seen: BaseException | None = error
+    while seen and not (isinstance(seen, OSError) and seen.errno):  # TFDS wraps it in a page of its own
+        seen = seen.__cause__ or seen.__context__
     return UserError(
-        f"the prepared folder of {name} below {root} cannot be read ({one_line(error)}): "
+        f"the prepared folder of {name} below {root} cannot be read ({one_line(seen or error)}): "
         f"{remedy(error, root)}"
     )
 

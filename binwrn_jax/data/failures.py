@@ -59,11 +59,11 @@ def is_remote(folder: object) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The error in one line of at most 200 characters."""
+    """The error in one line of at most 200 characters; of a longer text the middle is left out."""
     inner = error.args[0] if error.args else None
     error = getattr(inner, "reason", None) or error  # requests wraps urllib3's error, which is shorter
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 200 else text[:197] + "..."
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-95:]}"
 
 
 def remedy(error: BaseException, folder: object) -> str:

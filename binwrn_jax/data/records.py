@@ -102,7 +102,7 @@ def _array_record_count(name: str) -> int:
     except RuntimeError as error:
         if "should be at least" in str(error):
             raise EOFError(f"{name} holds no records ({error})") from error
-        raise
+        raise RuntimeError(f"{os.path.basename(name)}: {error}") from error
     return count
 
 

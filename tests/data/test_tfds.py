@@ -705,6 +705,103 @@ def test_damaged_records(tiny_cifar10, damage, advice):
     assert ("delete" in str(error.value)) == ("delete" in advice)
 
 
+def run_data(*options, **environment):
+    """``binwrn data --dataset cifar10`` as a process of its own; root's right to read everything is "
+    "dropped."""
+    import ctypes
+
+    def drop():
+        libc = ctypes.CDLL(None)
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+    return subprocess.run(
+        [sys.executable, "-m", "binwrn_jax", "data", "--dataset", "cifar10", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        preexec_fn=drop, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["records", "description", "folder"])
+def test_files_that_may_not_be_read_are_not_to_be_deleted(tiny_cifar10, what):
+    _, folder = tiny_cifar10
+    target = {"records": shard(folder), "description": folder / "dataset_info.json", "folder": folder}[what]
+    mode = target.stat().st_mode
+    target.chmod(0)
+    try:
+        done = run_data()
+    finally:
+        target.chmod(mode)
+    if done.returncode == 0:
+        pytest.skip("this user may read everything")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "Permission denied" in done.stderr, done.stderr
+    assert "this user may not read the files" in done.stderr
+    assert "delete" not in done.stderr
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_the_owner_of_a_file_need_not_be_known(tiny_cifar10, monkeypatch, file_format):
+    import grp
+    import pwd
+
+    _, folder = tiny_cifar10
+    if file_format == "tfrecord":
+        to_tfrecord(folder)
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(grp, "getgrgid", unknown)
+    assert len(load("cifar10", "train").labels) == 12
+    assert sum(1 for _ in open_dataset("cifar10").records("train").read(range(12))) == 12
+    assert cli.main(["data", "cifar10"]) == 0
+
+
+def too_many(folder):
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"12"', '"11"'))
+
+
+def cut_record(folder):
+    path = next(folder.glob("cifar10-train*"))
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        (miscount, "has 12 records, but dataset_info.json says 13"),
+        (too_many, "has 12 records, but dataset_info.json says 11"),
+        (cut_record, "cifar10-train"),
+    ],
+)
+def test_the_command_finds_counts_and_files_that_lie(tiny_cifar10, capsys, file_format, lie, message):
+    _, folder = tiny_cifar10
+    if file_format == "tfrecord":
+        to_tfrecord(folder)
+    lie(folder)
+    assert cli.main(["data", "cifar10"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and f"cifar10-train.{file_format}" in error and error.count("\n") == 1
+
+
+def test_the_command_finds_images_that_cannot_be_decoded(tiny_cifar10, capsys):
+    _, folder = tiny_cifar10
+    assert cli.main(["data", "cifar10", "--decode"]) == 0
+    assert "all images can be decoded" in capsys.readouterr().out
+    rewrite(folder, "cifar10", np.zeros((32, 32, 3), np.uint8), 99)
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"12"', '"1"'))
+    assert cli.main(["data", "cifar10"]) == 0
+    assert cli.main(["data", "cifar10", "--decode"]) == 2
+    error = capsys.readouterr().err
+    assert "near record 0" in error and "label 99, but cifar10 has 10 classes" in error
+    assert "files of another data set or version" in error and "delete" not in error
+
+
 def garble_info(folder):
     (folder / "dataset_info.json").write_text('{"name": ')
 
