@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from binwrn_jax.cli.sizes import size
 from binwrn_jax.deploy.formats import layers
 from binwrn_jax.hub.released import import_released
 from binwrn_jax.training.schedules import cycle_ends
@@ -15,11 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="MATLAB file released by the paper's author, of any layout")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--dataset", help="what it was trained on, if you know: the files do not say")
+    parser.add_argument(
+        "--max-memory", type=size, metavar="SIZE",
+        help="bytes that its data may take, such as 2G; default 64 times the size of the file and 64 MiB",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Imports and prints what was found."""
-    description = import_released(arguments.file, arguments.output, arguments.dataset)
+    description = import_released(arguments.file, arguments.output, arguments.dataset, arguments.max_memory)
     model, rows = description["model"], layers(arguments.output)
     bits = sum(row.bits for row in rows)
     print(

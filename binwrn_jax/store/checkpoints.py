@@ -34,6 +34,7 @@ class Checkpoints:
         self._directory = directory
         self._ocp = ocp
         self._saving = -1
+        milestones = list(milestones)
         directory.mkdir(parents=True, exist_ok=True)
         self._check_foreign()
         # Every device has the whole state. By default each process would write a slice of each array, and a
@@ -45,13 +46,17 @@ class Checkpoints:
             item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy.AnyPreservationPolicy(
-                    [policy.LatestN(keep), policy.CustomSteps(list(milestones))]
+                    [policy.LatestN(keep), policy.CustomSteps(milestones)]
                 ),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
+
+        # A kill between a new checkpoint and the removal of an old one leaves one too many.
+        for step in set(sorted(self._manager.all_steps())[:-keep]).difference(milestones):
+            self._manager.delete(step)
 
     def _check_foreign(self) -> None:
         known = re.compile(r"\d+|.*orbax-checkpoint-tmp.*|descriptor|_CHECKPOINT_METADATA|\..*")

@@ -15,7 +15,8 @@ from binwrn_jax.deploy import entropy
 from binwrn_jax.deploy.entropy import decode, encode, worthwhile
 from binwrn_jax.deploy.numpy_reader import CodedKernel, PackedFileError, bits_of, decode_kernels
 from binwrn_jax.deploy.packed import pack_signs
-from binwrn_jax.hub.released import read_released, to_model
+from binwrn_jax.hub.mat_file import read_released
+from binwrn_jax.hub.released import to_model
 
 OFFICIAL = os.environ.get("BINWRN_OFFICIAL_DIR")
 needs_official = pytest.mark.skipif(not OFFICIAL, reason="BINWRN_OFFICIAL_DIR is not set")
@@ -238,7 +239,7 @@ def test_random_words_are_refused():
     ],
 )
 def test_released_networks(file, most, coded_kernels):
-    variables, _ = to_model(read_released(Path(OFFICIAL, file)))
+    variables = to_model(read_released(Path(OFFICIAL, file))).variables
     kernels = {name: leaf["kernel"] for name, leaf in variables["params"].items() if "kernel" in leaf}
     bits = {name: pack_signs(kernel) for name, kernel in kernels.items()}
     coded = {}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import jax
@@ -13,11 +16,12 @@ import numpy as np
 import pytest
 import scipy.io
 
-from binwrn_jax import base_config, load, load_model
+from binwrn_jax import UserError, base_config, load, load_model
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.deploy.predictor import JaxPredictor
-from binwrn_jax.hub.released import import_released, read_released, to_model
+from binwrn_jax.hub.mat_file import read_released
+from binwrn_jax.hub.released import import_released, to_model
 from binwrn_jax.nn.registry import create_network
 
 ROOT = Path(__file__).parents[2]
@@ -232,6 +236,70 @@ def test_files_that_are_no_matlab_files(tmp_path, capsys, sources):
     assert "-v7" in refused(tmp_path, capsys, bad)
 
 
+def element(kind, data, compress=False):
+    """An element of a MATLAB 5 file."""
+    packed = struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+    if compress:
+        packed = zlib.compress(packed, 9)
+        packed = struct.pack("<II", 15, len(packed)) + packed
+    return packed
+
+
+def variable(name, kind, shape, data=b"", **options):
+    """An array that may claim another shape than it has."""
+    flags = element(6, struct.pack("<II", kind, 0))
+    dimensions = element(5, struct.pack(f"<{len(shape)}i", *shape))
+    return element(14, flags + dimensions + element(1, name) + data, **options)
+
+
+HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+MANY = (1, 2**31 - 1)
+FIELDS = element(5, struct.pack("<i", 32)) + element(1, b"ResNet".ljust(32, b"\0"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        variable(b"conv2d", 9, (3, 3, 2**20, 250), element(2, bytes(2_400_000_000 // 8)), compress=True),
+        variable(b"BinaryWeights", 1, MANY),
+        variable(b"BinaryWeights", 1, MANY, compress=True),
+        variable(b"BinaryWeights", 1, (1, 1), variable(b"", 1, MANY)),
+        variable(
+            b"Training", 2, MANY, element(5, struct.pack("<i", 32)) + element(1, b"ResNet".ljust(32, b"\0"))
+        ),
+        variable(b"Training", 2, MANY, element(5, struct.pack("<i", 32)) + element(1, b"")),
+        variable(b"conv2d", 4, MANY, element(4, b"")),
+        variable(b"conv2d", 6, MANY, element(9, b"")),
+        variable(b"conv2d", 5, MANY, element(5, b"")),
+        variable(b"conv2d", 16, (1, 1)),
+        variable(b"conv2d", 6, (-1, 2), element(9, bytes(8))),
+        variable(b"x", 6, MANY, element(9, b"")),
+        b"".join(variable(b"BinaryWeights", 1, (1, 1)) for _ in range(1)) * 3 + element(15, b"\x78\xda"),
+    ],
+)
+def test_a_file_that_claims_more_than_it_has_takes_no_memory(tmp_path, content):
+    """2 MB inflate to 300; a cell array claims two billion cells."""
+    (tmp_path / "a.mat").write_bytes(HEADER + content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"a.mat"):
+            read_released(tmp_path / "a.mat")
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(content) + 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_larger_limit_can_be_given(tmp_path, capsys, sources):
+    ones = {**sources["keras"], "conv2d_2": np.ones((3, 3, 2000, 5000), np.uint8)}
+    path = write(tmp_path / "a.mat", ones)
+    assert "more than its network can need: fetch it again, or give --max-memory" in refused(
+        tmp_path, capsys, path
+    )
+    assert "no wide ResNet" in refused(tmp_path, capsys, path, "--max-memory", "100M")
+    assert "more than 89 MB" in refused(tmp_path, capsys, path, "--max-memory", "85M")
+    assert "'lots' is no size" in refused(tmp_path, capsys, path, "--max-memory", "lots")
+
+
 def test_a_file_cut_between_two_variables(tmp_path, capsys, sources):
     """Such a file is still a whole MATLAB file."""
     keys = ("BinaryWeights", "LayerWeights", "BNG")
@@ -424,7 +492,8 @@ def test_the_first_200_test_images(tmp_path, capsys, name, errors, loss):
     assert result["loss"] == pytest.approx(loss, abs=2e-4)
     # Saved and restored: the same logits to the last bit as straight from the file.
     images = load("cifar10", "test", limit=16).images
-    unsaved = JaxPredictor(*to_model(read_released(Path(OFFICIAL) / name)))
+    unsaved = to_model(read_released(Path(OFFICIAL) / name))
+    unsaved = JaxPredictor(unsaved.variables, unsaved.description.to_dict())
     np.testing.assert_array_equal(open_model(model)(images), unsaved(images))
 
 

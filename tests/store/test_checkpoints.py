@@ -66,6 +66,12 @@ def test_each_checkpoint_proves_itself(directory):
     assert set_damaged_aside(directory / "nothing") == []
 
 
+def test_one_too_many_is_removed_at_the_next_start(directory):
+    shutil.copytree(directory / "3", directory / "2")
+    assert_is(restored(directory), 4)
+    assert sorted(os.listdir(directory)) == ["1", "3", "4"]
+
+
 def test_damaged_ones_are_passed_over_and_kept(directory):
     first, second = damage(directory, 4), damage(directory, 3)
     lines = set_damaged_aside(directory)

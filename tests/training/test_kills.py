@@ -53,9 +53,7 @@ def test_two_hundred_kills_at_random_moments(tmp_path):
                 if kills % 2:
                     answer = server.run(workdir, call=rng.randint(1, calls))
                 else:
-                    answer = server.run(
-                        workdir, seconds=rng.uniform(0, 2 * whole_seconds(tmp_path / "whole"))
-                    )
+                    answer = server.run(workdir, seconds=rng.uniform(0, 2 * seconds))
                 if answer["status"] == 0:
                     break
                 assert answer["status"] == 9, server.log.read_text()
@@ -69,16 +67,5 @@ def test_two_hundred_kills_at_random_moments(tmp_path):
 
 def phase(last: str) -> str:
     """What a run was writing or reading at a call."""
-    for word in (
-        "checkpoints",
-        "model.safetensors",
-        "model",
-        "summary",
-        "curves",
-        "metrics",
-        "config",
-        "cache",
-    ):
-        if f"/{word}" in last or f"/.{word}" in last:
-            return word
-    return "start"
+    words = ("checkpoints", "model.safetensors", "model", "summary", "curves", "metrics", "config", "cache")
+    return next((word for word in words if f"/{word}" in last or f"/.{word}" in last), "start")
