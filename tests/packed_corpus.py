@@ -291,7 +291,7 @@ ACCEPTED = {
     ),
     "source as text": lambda: _metadata(source="https://example.org"),
     "resize for ImageNet": lambda: _input(resize="center_crop", channels="RGB"),
-    "resize null": lambda: _input(resize=None, channels=None),
+    "resize left out": lambda: edited(lambda parts: parts.metadata["input"].pop("resize") and None),
     "unknown keys": lambda: _metadata(extra={"a": [1.5e3, -0.0, True, None, "\U0001f600\\\n"]}, x=-7),
     "nested 64 deep": lambda: _nested(64),
     "a number of 4300 characters": lambda: _ignored("9" * 4300),
@@ -363,6 +363,8 @@ REFUSED = {
     "network as a list": lambda: _metadata(network=[]),
     "dataset as a list": lambda: _metadata(dataset=["digits"]),
     "dataset with a control character": lambda: _metadata(dataset="digits\n"),
+    "resize null": lambda: _input(resize=None),
+    "channels null": lambda: _input(channels=None),
     "resize as a list": lambda: _input(resize=["bilinear"]),
     "resize unknown": lambda: _input(resize="nearest"),
     "channels unknown": lambda: _input(channels="CMYK"),
@@ -430,6 +432,80 @@ def _golden_image_as_bits() -> bytes:
         del parts.tensors["conv0"]
 
     return rebuilt(edit)
+
+
+def _change(index: int, **fields: Any) -> Callable[[Any, Any], None]:
+    return lambda h, m: m["operations"][index].update(fields)
+
+
+# Changes of the tensors' entries h and of the metadata m, and what NumPy's reader then says.
+HOSTILE = {
+    "other format": (lambda h, m: m.update(format="x"), "format 'x'"),
+    "newer version": (lambda h, m: m.update(version=3), "version 3, but this program reads versions 1 and 2"),
+    "no version": (lambda h, m: m.update(version="1"), "no version number"),
+    "true as a number": (lambda h, m: m.update(version=True), "no version number"),
+    "wrong checksum": (lambda h, m: m.update(sha256="0" * 64), "checksum"),
+    "no operations": (lambda h, m: m.update(operations=[]), "operations"),
+    "a million operations": (lambda h, m: m.update(operations=[{}] * 10**6), "more than 1048576 values"),
+    "operation of another type": (lambda h, m: m.update(operations=[3]), "not an object"),
+    "unknown op": (_change(0, op="exec"), "unknown op"),
+    "op of another type": (_change(0, op=["conv"]), "unknown op"),
+    "unknown field": (_change(1, dilation=[2, 2]), "unknown field"),
+    "value from nowhere": (_change(0, **{"in": ["z"]}), "not made"),
+    "value of the future": (_change(0, **{"in": ["b"]}), "not made"),
+    "too many inputs": (_change(0, **{"in": ["image", "image"]}), "not made"),
+    "inputs of another type": (_change(0, **{"in": [[]]}), "not made"),
+    "value made twice": (_change(1, out="a"), "made twice"),
+    "image made again": (_change(0, out="image"), "made twice"),
+    "zero stride": (_change(1, stride=[0, 1]), "stride"),
+    "huge window": (_change(1, window=[10**9, 1]), "window"),
+    "window of floats": (_change(1, window=[3.0, 5.0]), "window"),
+    "window of bools": (_change(1, window=[True, True]), "window"),
+    "negative padding": (_change(1, pads=[[-1, 1], [2, 1]]), "pads"),
+    "padding beyond the window": (_change(3, pads=[[2, 0], [0, 2]]), "pads"),
+    "window beyond the image": (_change(3, window=[9, 3], pads=[[0, 0], [0, 2]]), "does not fit"),
+    "absurd channels": (_change(1, channels=[3, 10**12]), "channels"),
+    "other channels": (_change(1, channels=[4, 5]), "channels"),
+    "fewer channels": (_change(7, channels=1), "channels"),
+    "absurd padded channels": (_change(7, channels=10**9), "channels"),
+    "sum of unequal values": (_change(5, **{"in": ["c", "e"]}), "shapes"),
+    "min of another type": (_change(2, min="0"), "min"),
+    "infinite min": (_change(2, min=10**400), "min"),
+    "tensor used twice": (_change(2, tensor="affine0"), "used twice"),
+    "missing tensor": (_change(2, tensor="affine9"), "missing"),
+    "tensor name of another type": (_change(2, tensor=None), "tensor None"),
+    "affine last": (lambda h, m: m["operations"].pop(), "global_average"),
+    "average in the middle": (_change(8, op="global_average", tensor=None), "unknown field"),
+    "classes": (lambda h, m: m.update(num_classes=4, class_names=[]), "4 classes"),
+    "class names": (lambda h, m: m.update(class_names=["a"]), "class_names"),
+    "no input": (lambda h, m: m.pop("input"), "input None is not an object"),
+    "huge image": (lambda h, m: m["input"].update(shape=[10**6, 10**6, 3]), "input shape"),
+    "large image": (lambda h, m: m["input"].update(shape=[4096, 4096, 3]), "activations"),
+    "other image": (lambda h, m: m["input"].update(shape=[7, 7, 3]), "golden.image"),
+    "float image": (lambda h, m: m["input"].update(dtype="float32"), "dtype"),
+    "other range": (lambda h, m: m["input"].update(range=[0, 1]), "range"),
+    "float weights": (lambda h, m: h["conv1"].update(dtype="F32", shape=[1, 1, 1]), "does not fit"),
+    "unknown dtype": (lambda h, m: h["conv1"].update(dtype="F8"), "dtype"),
+    "dtype of another type": (lambda h, m: h["conv1"].update(dtype=[]), "dtype"),
+    "shape of another size": (lambda h, m: h["conv1"].update(shape=[3, 1]), "does not fit"),
+    "overflowing shape": (lambda h, m: h["conv1"].update(shape=[2**31, 2**31, 4]), "shape"),
+    "negative shape": (lambda h, m: h["conv1"].update(shape=[-1, -2]), "shape"),
+    "overlap": (lambda h, m: h["conv1"].update(data_offsets=[0, 2]), "gap or overlap"),
+    "beyond the end": (lambda h, m: h["conv1"].update(data_offsets=[10**6, 10**6 + 2]), "gap or overlap"),
+    "negative offset": (lambda h, m: h["conv1"].update(data_offsets=[-2, 0]), "offsets"),
+    "unaligned": (lambda h, m: h["affine0.scale"].update(data_offsets=[1, 13]), "not aligned"),
+    "missing entry": (lambda h, m: h.pop("conv1"), "truncated or damaged|gap or overlap"),
+    "entry of another type": (lambda h, m: h.update(conv1=7), "bad tensor entry"),
+    "no JSON inside": (lambda h, m: "{", "not valid JSON"),
+    "deep JSON": (lambda h, m: '{"a":' + "[" * 200_000 + "]" * 200_000 + "}", "more than 64 deep"),
+    "NaN": (lambda h, m: '{"a":NaN}', "value NaN"),
+    "a key twice": (lambda h, m: '{"a":1,"a":2}', "key twice"),
+    "no object inside": (lambda h, m: "[]", "not a JSON object"),
+}
+REFUSED |= {
+    name: lambda edit=edit: edited(lambda parts: edit(parts.header, parts.metadata))
+    for name, (edit, _) in HOSTILE.items()
+}
 
 
 def main(folder: str) -> None:

@@ -71,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         write, readers = _format(arguments.format)
         lines = write_verified(lambda path: write(packed, path), arguments.output, readers, images, reference)
         size, ideal = arguments.output.stat().st_size, packed.ideal_bytes
-        print(f"{arguments.output}: {size:,} bytes, {size / ideal:.4f} x the {ideal:,} bytes of its bits")
+        ratio = size / max(ideal, 1)  # there may be no convolution
+        print(f"{arguments.output}: {size:,} bytes, {ratio:.4f} x the {ideal:,} bytes of its bits")
 
     print(f"compared on {what}")
     for line in lines:

@@ -35,7 +35,7 @@ def _unpack(weight: jax.Array, operation: Operation) -> jax.Array:
 
 def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax.Array]) -> jax.Array:
     op, x = operation["op"], inputs[0]
-    tensor = operation.get("tensor")
+    tensor = operation.get("tensor", "")
     if op == "affine":
         scale, offset = (weights[f"{tensor}.{part}"].reshape(1, 1, 1, -1) for part in ("scale", "offset"))
         low = operation.get("min")

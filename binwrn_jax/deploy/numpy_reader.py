@@ -50,7 +50,7 @@ MAX_RANGE = 2.0**126  # of a result that the operations can have: float32 ends b
 UNPACKED = 1 << 22  # weights of a convolution that are floats at a time, while it runs
 MAX_VALUE = 2.0**64  # of a result while the network runs, where its range is not known to be inside
 
-DTYPES = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}
 CODED_DTYPE = np.dtype("<u2")  # U16, in version 2
 RESERVED = ("golden.image", "golden.logits")  # tensors that belong to no operation
 CHECKSUM = "file_sha256"  # entry of __metadata__: of the whole file, its own value taken as 64 zeros
@@ -69,6 +69,11 @@ class PackedFileError(ValueError):
 def _demand(condition: bool, message: str) -> None:
     if not condition:
         raise PackedFileError(message)
+
+
+def _field(holder: dict[str, Any], key: str) -> Any:
+    """The value of a key, None where there is none."""
+    return holder.get(key)
 
 
 def _is_int(value: Any, low: int, high: int) -> bool:
@@ -149,7 +154,7 @@ def _parse_json(text: str, what: str) -> dict[str, Any]:
 class Entry:
     """Where a tensor lies: its dtype, shape, and bytes from ``begin`` to ``end`` of the data."""
 
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     shape: Shape
     begin: int
     end: int
@@ -200,11 +205,11 @@ def read_header(file: BinaryIO) -> Header:
         raise PackedFileError("the header is not UTF-8") from error
     outer = header.pop("__metadata__", None)
     _demand(
-        isinstance(outer, dict) and isinstance(outer.get("binwrn"), str),
+        isinstance(outer, dict) and isinstance(_field(outer, "binwrn"), str),
         "a safetensors file, but no packed model: it has no metadata called 'binwrn'",
     )
     metadata = _parse_json(outer["binwrn"], "the metadata 'binwrn'")
-    _demand(metadata.get("format") == FORMAT, f"format {_brief(metadata.get('format'))}, not {FORMAT!r}")
+    _demand(_field(metadata, "format") == FORMAT, f"format {_brief(metadata.get('format'))}, not {FORMAT!r}")
     version = _check_version(metadata)
     unknown = sorted(set(outer) - {"binwrn", CHECKSUM})
     _demand(not unknown, f"metadata {_brief(unknown[:1])} beside 'binwrn'")
@@ -219,7 +224,7 @@ def read_header(file: BinaryIO) -> Header:
         f"the file has {size} bytes, but its header announces {8 + length + position}: truncated or damaged",
     )
     check_description(metadata)
-    stated = outer.get(CHECKSUM)
+    stated = _field(outer, CHECKSUM)
     _demand(version == 1 or CHECKSUM in outer, f"a file of version {version} without {CHECKSUM}")
     if CHECKSUM in outer:
         _demand(isinstance(stated, str) and _checksum_at(text, stated) >= 0, f"{CHECKSUM} is no checksum")
@@ -228,11 +233,11 @@ def read_header(file: BinaryIO) -> Header:
 
 def _check_version(metadata: dict[str, Any]) -> int:
     """The version of a file, all of whose features this program reads."""
-    version = metadata.get("version")
+    version = _field(metadata, "version")
     _demand(_is_int(version, 1, 2**31 - 1), f"version {_brief(version)} is no version number")
     _demand(version <= 2, f"version {version}, but this program reads versions 1 and 2: update it")
     if version == 2:
-        requires = metadata.get("requires")
+        requires = _field(metadata, "requires")
         _demand(
             isinstance(requires, list)
             and 1 <= len(requires) <= 32
@@ -305,29 +310,29 @@ def check_description(metadata: dict[str, Any]) -> None:
     Raises:
       PackedFileError: a field of another type than docs/packed-format.md says, or control characters.
     """
-    image, classes = metadata.get("input"), metadata.get("num_classes")
+    image, classes = _field(metadata, "input"), _field(metadata, "num_classes")
     _demand(isinstance(image, dict), f"input {_brief(image)} is not an object")
     for key, choices in (("resize", ("bilinear", "center_crop")), ("channels", ("grey", "RGB", "other"))):
-        value = image.get(key)
+        value = image.get(key, choices[0])
         _demand(
-            value is None or (isinstance(value, str) and value in choices),
+            isinstance(value, str) and value in choices,
             f"input {key} {_brief(value)} is none of {', '.join(choices)}",
         )
     _demand(_is_int(classes, 1, MAX_CHANNELS), f"num_classes {_brief(classes)}")
-    names = metadata.get("class_names")
+    names = _field(metadata, "class_names")
     _demand(
         isinstance(names, list) and len(names) in (0, classes) and all(_is_text(n) for n in names),
         f"class_names are not {classes} strings without control characters, nor an empty list",
     )
     for key in ("dataset", "license", "config_sha256"):
-        value = metadata.get(key)
+        value = _field(metadata, key)
         _demand(
             value is None or _is_text(value), f"{key} {_brief(value)} is no string without control characters"
         )
     for key in ("network", "test"):
-        value = metadata.get(key)
+        value = _field(metadata, key)
         _demand(value is None or isinstance(value, dict), f"{key} {_brief(value)} is not an object")
-    source = metadata.get("source")
+    source = _field(metadata, "source")
     _demand(
         source is None or isinstance(source, dict) or _is_text(source),
         f"source {_brief(source)} is no object",
@@ -339,7 +344,7 @@ def check_description(metadata: dict[str, Any]) -> None:
 
 def _slide(where: str, operation: dict[str, Any], shape: Shape) -> tuple[int, int]:
     """Height and width of what a window sliding over an image gives."""
-    window, stride, pads = operation.get("window"), operation.get("stride"), operation.get("pads")
+    window, stride, pads = _field(operation, "window"), _field(operation, "stride"), _field(operation, "pads")
     _demand(_is_list_of(window, 2, 1, MAX_WINDOW), f"{where}: window {_brief(window)}")
     _demand(_is_list_of(stride, 2, 1, MAX_WINDOW), f"{where}: stride {_brief(stride)}")
     # Padding below the window's size: each window has a pixel of the image in it.
@@ -360,7 +365,7 @@ def _slide(where: str, operation: dict[str, Any], shape: Shape) -> tuple[int, in
     return height, width
 
 
-class Expected(dict[str, tuple[np.dtype, Shape]]):
+class Expected(dict[str, tuple[np.dtype[Any], Shape]]):
     """The tensors that the operations need, by name: dtype and shape, ``(0,)`` where any length will do.
 
     Attributes:
@@ -393,16 +398,16 @@ Checked = tuple[Shape, int]
 
 
 def _check_affine(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
-    low = operation.get("min")
+    low = _field(operation, "min")
     finite = type(low) in (int, float) and abs(low) <= 3e38
     _demand(low is None or finite, f"{where}: min {_brief(low)} is no number")
     for suffix in (".scale", ".offset"):
-        expected.tensor(where, operation.get("tensor"), suffix, "F32", (inputs[0][2],))
+        expected.tensor(where, _field(operation, "tensor"), suffix, "F32", (inputs[0][2],))
     return inputs[0], 1
 
 
 def _check_conv(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
-    size, channels = _slide(where, operation, inputs[0]), operation.get("channels")
+    size, channels = _slide(where, operation, inputs[0]), _field(operation, "channels")
     _demand(
         _is_list_of(channels, 2, 1, MAX_CHANNELS) and channels[0] == inputs[0][2],
         f"{where}: channels {_brief(channels)} for an input with {inputs[0][2]}",
@@ -412,10 +417,10 @@ def _check_conv(where: str, operation: dict[str, Any], inputs: list[Shape], expe
         coding, window = operation["coding"], operation["window"]
         _demand(coding == "rans", f"{where}: coding {_brief(coding)}, not 'rans'")
         _demand(window == [3, 3], f"{where}: a coded kernel of {window}, not of 3 x 3")
-        expected.tensor(where, operation.get("tensor"), ".coded", "U16", (0,))
+        expected.tensor(where, _field(operation, "tensor"), ".coded", "U16", (0,))
         expected.coded[operation["tensor"] + ".coded"] = channels[1], channels[0]
     else:
-        expected.tensor(where, operation.get("tensor"), "", "U8", (channels[1], -(-weights // 8)))
+        expected.tensor(where, _field(operation, "tensor"), "", "U8", (channels[1], -(-weights // 8)))
     return (*size, channels[1]), weights
 
 
@@ -425,7 +430,7 @@ def _check_pool(where: str, operation: dict[str, Any], inputs: list[Shape], expe
 
 def _check_pad(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
     height, width, channels = inputs[0]
-    more = operation.get("channels")
+    more = _field(operation, "channels")
     _demand(_is_int(more, channels, MAX_CHANNELS), f"{where}: {_brief(more)} channels from {channels}")
     return (height, width, more), 1
 
@@ -461,11 +466,11 @@ KINDS = {
 
 def _check_input(metadata: dict[str, Any]) -> Shape:
     """The shape of an image."""
-    image = metadata.get("input")
-    shape = image.get("shape") if isinstance(image, dict) else None
+    image = _field(metadata, "input")
+    shape: Any = _field(image, "shape") if isinstance(image, dict) else None
     _demand(_is_list_of(shape, 3, 1, MAX_SIDE), f"input shape {_brief(shape)} is not [H, W, C]")
-    _demand(image.get("dtype") == "uint8", f"input dtype {_brief(image.get('dtype'))}, not 'uint8'")
-    limits = image.get("range")
+    _demand(_field(image, "dtype") == "uint8", f"input dtype {_brief(image.get('dtype'))}, not 'uint8'")
+    limits = _field(image, "range")
     _demand(
         _is_list_of(limits, 2, 0, 255) and limits == [0, 255], f"input range {_brief(limits)}, not [0, 255]"
     )
@@ -475,7 +480,7 @@ def _check_input(metadata: dict[str, Any]) -> Shape:
 def _check_operation(where: str, operation: Any, shapes: dict[str, Shape], expected: Expected) -> Checked:
     """Checks one operation and gives the shape of its result to `shapes`."""
     _demand(isinstance(operation, dict), f"{where} is not an object")
-    op, inputs, out = operation.get("op"), operation.get("in"), operation.get("out")
+    op, inputs, out = _field(operation, "op"), _field(operation, "in"), _field(operation, "out")
     _demand(isinstance(op, str) and op in KINDS, f"{where}: unknown op {_brief(op)}")
     kind, where = KINDS[op], f"{where} ({op})"
     unknown = sorted(set(operation) - {"op", "in", "out"} - kind.fields)
@@ -499,15 +504,15 @@ def _check_features(metadata: dict[str, Any], operations: list[Any]) -> None:
     for index, operation in enumerate(operations):
         if isinstance(operation, dict) and "coding" in operation:
             used.add("entropy")
-            _demand(metadata.get("version") == 2, f"operation {index}: unknown field 'coding'")
-    if metadata.get("version") == 2:
+            _demand(_field(metadata, "version") == 2, f"operation {index}: unknown field 'coding'")
+    if _field(metadata, "version") == 2:
         _demand(
             used == set(metadata["requires"]), f"it requires {metadata['requires']}, but uses {sorted(used)}"
         )
 
 
 def value_shapes(
-    metadata: dict[str, Any], tensor_shapes: dict[str, tuple[np.dtype, Shape]]
+    metadata: dict[str, Any], tensor_shapes: dict[str, tuple[np.dtype[Any], Shape]]
 ) -> dict[str, Shape]:
     """Checks all operations and computes the shape of each value they name.
 
@@ -522,7 +527,7 @@ def value_shapes(
       PackedFileError: they are no well-formed network within the limits, or do not fit the tensors.
     """
     image_shape = _check_input(metadata)
-    operations = metadata.get("operations")
+    operations = _field(metadata, "operations")
     _demand(
         isinstance(operations, list) and 1 <= len(operations) <= MAX_OPERATIONS,
         f"no list of 1 to {MAX_OPERATIONS} operations",
@@ -541,14 +546,14 @@ def value_shapes(
         work += math.prod(shape) * cost
         _demand(activations <= MAX_ACTIVATIONS, f"{where}: more than {MAX_ACTIVATIONS} activations per image")
         _demand(work <= MAX_WORK, f"{where}: more than {MAX_WORK} multiply-adds per image")
-    classes = metadata.get("num_classes")
+    classes = _field(metadata, "num_classes")
     _demand(operations[-1]["op"] == "global_average", "the last operation is not global_average")
     _demand(shape == (classes,), f"the operations end in {shape[0]} logits, but there are {classes} classes")
     expected["golden.image"] = DTYPES["U8"], image_shape
     expected["golden.logits"] = DTYPES["F32"], (classes,)
     for name, wanted in expected.items():
-        found = tensor_shapes.get(name)
-        _demand(found is not None, f"tensor {_brief(name)} is missing")
+        found = tensor_shapes.get(name, ())
+        _demand(bool(found), f"tensor {_brief(name)} is missing")
         for have, want in zip(found, wanted, strict=True):
             fits = have == want or (want == (0,) and len(have) == 1)
             _demand(fits, f"tensor {_brief(name)} has {have}, but the operations need {want}")
@@ -750,7 +755,7 @@ def checksum(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for operation in metadata["operations"]:
         if operation["op"] == "conv":
-            digest.update(np.ascontiguousarray(tensors[operation["tensor"]]))
+            digest.update(np.ascontiguousarray(tensors[operation["tensor"]]).data)
     return digest.hexdigest()
 
 
@@ -781,7 +786,7 @@ def largest_value(
             scale, offset = (
                 np.abs(np.float64(tensors[f"{operation['tensor']}.{part}"])) for part in ("scale", "offset")
             )
-            x = np.maximum(scale * x + offset, abs(float(operation.get("min") or 0)))
+            x = np.maximum(scale * x + offset, abs(float(_field(operation, "min") or 0)))
         elif operation["op"] == "conv":
             x = np.full(operation["channels"][1], math.prod(operation["window"]) * x.sum())
         elif operation["op"] == "pad_channels":
@@ -828,7 +833,9 @@ def check_tensors(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> N
       PackedFileError: wrong checksum, a padding bit that is set, a number that is not finite, values that
         can become too large.
     """
-    _demand(metadata.get("sha256") == checksum(metadata, tensors), "the bits do not have the checksum stated")
+    _demand(
+        _field(metadata, "sha256") == checksum(metadata, tensors), "the bits do not have the checksum stated"
+    )
     for operation in metadata["operations"]:
         if operation["op"] == "conv":
             used = math.prod(operation["window"]) * operation["channels"][0] % 8
@@ -1053,7 +1060,7 @@ class Model:
     def _apply(self, operation: dict[str, Any], inputs: list[np.ndarray]) -> np.ndarray:
         op, x = operation["op"], inputs[0]
         if op == "affine":
-            name, low = operation["tensor"], operation.get("min")
+            name, low = operation["tensor"], _field(operation, "min")
             y = x * self.tensors[name + ".scale"] + self.tensors[name + ".offset"]
             return y if low is None else np.maximum(y, np.float32(low))
         if op == "conv":

@@ -77,6 +77,16 @@ class PackedModel:
         return -(-sum(math.prod(op["window"]) * math.prod(op["channels"]) for op in convs) // 8)
 
     @property
+    def multiply_adds(self) -> int:
+        """Of all operations for one image, as the limit of the format counts them."""
+        shapes = self.value_shapes
+        total = 0
+        for op in self.operations:
+            inputs = op["channels"][0] if op["op"] == "conv" else 1
+            total += math.prod(shapes[op["out"]]) * math.prod(op.get("window", [1])) * inputs
+        return total
+
+    @property
     def description(self) -> dict[str, Any]:
         """What ``model.json`` has for a model folder, as far as the file knows it, and ``input``."""
         rest = {key: value for key, value in self.metadata.items() if key not in ("operations", "network")}
@@ -213,7 +223,7 @@ def serialise(packed: PackedModel, coding: str | None = None) -> bytes:
     if coding not in (None, "entropy"):
         raise UserError(f"unknown coding {coding!r}: there is 'entropy'")
     metadata, tensors = _coded(packed) if coding else (packed.metadata, packed.tensors)
-    compact = {"separators": (",", ":"), "allow_nan": False}
+    compact: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False}
     outer = {"binwrn": json.dumps(metadata, **compact), numpy_reader.CHECKSUM: _NO_CHECKSUM}
     header: dict[str, Any] = {"__metadata__": outer}
     codes = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8"}

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from packed_corpus import HOSTILE
 from packed_models import GOLDEN, golden_model
 
 from binwrn_jax import UserError, load_packed, save_model
@@ -337,75 +338,6 @@ def refusal(tmp_path, content: bytes) -> str:
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
     return message
-
-
-def _operation(index, **fields):
-    return lambda header, metadata: metadata["operations"][index].update(fields)
-
-
-HOSTILE = {
-    "other format": (lambda h, m: m.update(format="x"), "format 'x'"),
-    "newer version": (lambda h, m: m.update(version=3), "version 3, but this program reads versions 1 and 2"),
-    "no version": (lambda h, m: m.update(version="1"), "no version number"),
-    "true as a number": (lambda h, m: m.update(version=True), "no version number"),
-    "wrong checksum": (lambda h, m: m.update(sha256="0" * 64), "checksum"),
-    "no operations": (lambda h, m: m.update(operations=[]), "operations"),
-    "a million operations": (lambda h, m: m.update(operations=[{}] * 10**6), "more than 1048576 values"),
-    "operation of another type": (lambda h, m: m.update(operations=[3]), "not an object"),
-    "unknown op": (_operation(0, op="exec"), "unknown op"),
-    "op of another type": (_operation(0, op=["conv"]), "unknown op"),
-    "unknown field": (_operation(1, dilation=[2, 2]), "unknown field"),
-    "value from nowhere": (_operation(0, **{"in": ["z"]}), "not made"),
-    "value of the future": (_operation(0, **{"in": ["b"]}), "not made"),
-    "too many inputs": (_operation(0, **{"in": ["image", "image"]}), "not made"),
-    "inputs of another type": (_operation(0, **{"in": [[]]}), "not made"),
-    "value made twice": (_operation(1, out="a"), "made twice"),
-    "image made again": (_operation(0, out="image"), "made twice"),
-    "zero stride": (_operation(1, stride=[0, 1]), "stride"),
-    "huge window": (_operation(1, window=[10**9, 1]), "window"),
-    "window of floats": (_operation(1, window=[3.0, 5.0]), "window"),
-    "window of bools": (_operation(1, window=[True, True]), "window"),
-    "negative padding": (_operation(1, pads=[[-1, 1], [2, 1]]), "pads"),
-    "padding beyond the window": (_operation(3, pads=[[2, 0], [0, 2]]), "pads"),
-    "window beyond the image": (_operation(3, window=[9, 3], pads=[[0, 0], [0, 2]]), "does not fit"),
-    "absurd channels": (_operation(1, channels=[3, 10**12]), "channels"),
-    "other channels": (_operation(1, channels=[4, 5]), "channels"),
-    "fewer channels": (_operation(7, channels=1), "channels"),
-    "absurd padded channels": (_operation(7, channels=10**9), "channels"),
-    "sum of unequal values": (_operation(5, **{"in": ["c", "e"]}), "shapes"),
-    "min of another type": (_operation(2, min="0"), "min"),
-    "infinite min": (_operation(2, min=10**400), "min"),
-    "tensor used twice": (_operation(2, tensor="affine0"), "used twice"),
-    "missing tensor": (_operation(2, tensor="affine9"), "missing"),
-    "tensor name of another type": (_operation(2, tensor=None), "tensor None"),
-    "affine last": (lambda h, m: m["operations"].pop(), "global_average"),
-    "average in the middle": (_operation(8, op="global_average", tensor=None), "unknown field"),
-    "classes": (lambda h, m: m.update(num_classes=4, class_names=[]), "4 classes"),
-    "class names": (lambda h, m: m.update(class_names=["a"]), "class_names"),
-    "no input": (lambda h, m: m.pop("input"), "input None is not an object"),
-    "huge image": (lambda h, m: m["input"].update(shape=[10**6, 10**6, 3]), "input shape"),
-    "large image": (lambda h, m: m["input"].update(shape=[4096, 4096, 3]), "activations"),
-    "other image": (lambda h, m: m["input"].update(shape=[7, 7, 3]), "golden.image"),
-    "float image": (lambda h, m: m["input"].update(dtype="float32"), "dtype"),
-    "other range": (lambda h, m: m["input"].update(range=[0, 1]), "range"),
-    "float weights": (lambda h, m: h["conv1"].update(dtype="F32", shape=[1, 1, 1]), "does not fit"),
-    "unknown dtype": (lambda h, m: h["conv1"].update(dtype="F8"), "dtype"),
-    "dtype of another type": (lambda h, m: h["conv1"].update(dtype=[]), "dtype"),
-    "shape of another size": (lambda h, m: h["conv1"].update(shape=[3, 1]), "does not fit"),
-    "overflowing shape": (lambda h, m: h["conv1"].update(shape=[2**31, 2**31, 4]), "shape"),
-    "negative shape": (lambda h, m: h["conv1"].update(shape=[-1, -2]), "shape"),
-    "overlap": (lambda h, m: h["conv1"].update(data_offsets=[0, 2]), "gap or overlap"),
-    "beyond the end": (lambda h, m: h["conv1"].update(data_offsets=[10**6, 10**6 + 2]), "gap or overlap"),
-    "negative offset": (lambda h, m: h["conv1"].update(data_offsets=[-2, 0]), "offsets"),
-    "unaligned": (lambda h, m: h["affine0.scale"].update(data_offsets=[1, 13]), "not aligned"),
-    "missing entry": (lambda h, m: h.pop("conv1"), "truncated or damaged|gap or overlap"),
-    "entry of another type": (lambda h, m: h.update(conv1=7), "bad tensor entry"),
-    "no JSON inside": (lambda h, m: "{", "not valid JSON"),
-    "deep JSON": (lambda h, m: '{"a":' + "[" * 200_000 + "]" * 200_000 + "}", "more than 64 deep"),
-    "NaN": (lambda h, m: '{"a":NaN}', "value NaN"),
-    "a key twice": (lambda h, m: '{"a":1,"a":2}', "key twice"),
-    "no object inside": (lambda h, m: "[]", "not a JSON object"),
-}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -25,10 +25,10 @@ binwrn_error binwrn_check_description(loader *l) {
   size_t i;
   DEMAND(input && input->type == JSON_OBJECT, "input is not an object");
   v = binwrn_json_member(d, input, "resize");
-  DEMAND(absent(v) || binwrn_json_is_string(v, "bilinear") || binwrn_json_is_string(v, "center_crop"),
+  DEMAND(!v || binwrn_json_is_string(v, "bilinear") || binwrn_json_is_string(v, "center_crop"),
          "input resize is none of bilinear, center_crop");
   v = binwrn_json_member(d, input, "channels");
-  DEMAND(absent(v) || binwrn_json_is_string(v, "grey") || binwrn_json_is_string(v, "RGB") ||
+  DEMAND(!v || binwrn_json_is_string(v, "grey") || binwrn_json_is_string(v, "RGB") ||
              binwrn_json_is_string(v, "other"),
          "input channels is none of grey, RGB, other");
   v = binwrn_json_member(d, l->root, "num_classes");
