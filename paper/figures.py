@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from binwrn_jax.training.schedules import cycle_ends
 from paper import experiments
-from paper.experiments import CYCLE_ENDS, EXPERIMENTS, RELEASED_CURVES, Comparison, Experiment, Run
-
-if TYPE_CHECKING:
-    from paper.report import Difference
+from paper.experiments import EXPERIMENTS, Comparison, Experiment
+from paper.runs import Run, collect_measurements, covers
+from paper.statistics import Difference
+from paper.tables import CYCLE_ENDS, RELEASED_CURVES
 
 CAPTIONS = {
     "fig1": "Fig. 1: the gap between 1-bit and 32-bit test error against 32-bit test error",
@@ -43,7 +43,7 @@ def curve(experiment: Experiment, runs: Sequence[Run]) -> list[tuple[int, float,
     last = experiment.config().epochs
     values: dict[int, dict[int, float]] = {}
     for run in runs:
-        if experiments.covers(run, experiment):
+        if covers(run, experiment):
             for epoch, record in run.evaluations().items():
                 if epoch <= last:
                     values.setdefault(epoch, {})[run.seed] = record["error"]
@@ -80,7 +80,11 @@ def _finish(axis: Any, title: str, drawn: bool, epochs: Sequence[int] = ()) -> N
     else:
         axis.set_yticks([])
     if not drawn:
-        axis.text(0.04, 0.05, "ours: not run", transform=axis.transAxes, color="0.4")
+        _say_not_run(axis)
+
+
+def _say_not_run(axis: Any) -> None:
+    axis.text(0.04, 0.05, "ours: not run", transform=axis.transAxes, color="0.4")
 
 
 def _draw(axis: Any, one: Experiment, runs: Sequence[Run], label: str, **style: Any) -> bool:
@@ -94,7 +98,7 @@ def _draw(axis: Any, one: Experiment, runs: Sequence[Run], label: str, **style: 
 def _gap_figure(runs: Sequence[Run], differences: Mapping[Comparison, Difference | None]) -> Any:
     figure, axes = _figure(2)
     for axis, scale in zip(axes[0], experiments.SCALES, strict=True):
-        drawn = False
+        colours = iter(COLOURS[1:] + COLOURS[:1])
         for comparison, found in differences.items():
             one_bit, full = EXPERIMENTS[comparison.worse], EXPERIMENTS[comparison.better]
             if comparison.tag != "fig1" or one_bit.scale != scale:
@@ -103,24 +107,25 @@ def _gap_figure(runs: Sequence[Run], differences: Mapping[Comparison, Difference
                 gap = one_bit.paper["error"] - full.paper["error"]
                 axis.plot(full.paper["error"], gap, "s", color=PAPER_COLOUR, markersize=5)
             if found is not None:
-                drawn = True
-                errors = experiments.measure(full, runs)[0].by_seed()
                 half = (found.high - found.mean) if found.high is not None else 0.0
-                x = statistics.fmean(errors.values())
-                axis.errorbar(x, found.mean, yerr=half, fmt="o", color=COLOURS[1], capsize=3, markersize=5)
-                label = comparison.better.replace("-32bit", "")
-                axis.annotate(label, (x, found.mean), textcoords="offset points", xytext=(5, 5), fontsize=7)
+                x = statistics.fmean(collect_measurements(full, runs)[0].by_seed().values())
+                label = f"ours: {comparison.better.replace('-32bit', '')}"
+                colour = next(colours)
+                axis.errorbar(
+                    x, found.mean, yerr=half, fmt="o", color=colour, capsize=3, markersize=5, label=label
+                )
         if scale == "full":
             axis.plot([], [], "s", color=PAPER_COLOUR, label="paper, Tables 1 and 2, MNIST")
-        axis.errorbar([], [], yerr=[], fmt="o", color=COLOURS[1], label="ours, 95 % interval over seeds")
         axis.axhline(0, color="0.7", linewidth=0.8)
         axis.set_xlabel("32-bit test error (%)")
         axis.set_ylabel("1-bit minus 32-bit (percentage points)")
-        axis.set_title("the paper's networks" if scale == "full" else "CPU scale", fontsize=10)
-        axis.legend(fontsize=7, loc="upper left")
+        title = "the paper's networks" if scale == "full" else "CPU scale, 95 % interval over seeds"
+        axis.set_title(title, fontsize=10)
         axis.margins(x=0.12, y=0.15)
-        if not drawn:
-            axis.text(0.97, 0.05, "ours: not run", ha="right", transform=axis.transAxes, color="0.4")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7, loc="upper left")
+        else:
+            _say_not_run(axis)
     return figure
 
 
@@ -138,12 +143,14 @@ def _cycles_figure(runs: Sequence[Run]) -> Any:
     ends = [e.config().epochs for e in table], [e.paper["error"] for e in table]
     full.plot(*ends, "x", color=PAPER_COLOUR, markersize=5, label="paper, Table 1")
     for axis, scale in ((full, "full"), (small, "cpu")):
-        colours = iter(COLOURS * 8)
         drawn = False
+        colours: dict[str, str] = {}  # by what is trained, whatever its weights
         for one in EXPERIMENTS.values():
             if one.scale == scale and "fig5" in one.tags and curve(one, runs):
                 style = "s--" if "-32bit" in one.name else "o-"
-                drawn |= _draw(axis, one, runs, one.name, fmt=style, color=next(colours))
+                pair = one.name.replace("-32bit", "").replace("-1bit", "")
+                colour = colours.setdefault(pair, COLOURS[len(colours) % len(COLOURS)])
+                drawn |= _draw(axis, one, runs, one.name, fmt=style, color=colour)
         _finish(axis, "the paper's networks" if scale == "full" else "CPU scale", drawn, ENDS[scale])
         axis.set_yscale("log")
         axis.set_yticks([0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 70])
@@ -156,41 +163,72 @@ def _cycles_figure(runs: Sequence[Run]) -> Any:
 
 
 def _ablation_figure(runs: Sequence[Run]) -> Any:
-    figure, axes = _figure(2, 2)
     arms = {
         "": "restarts, BN fixed",
         "-learnbn": "restarts, BN learned",
         "-step": "steps, BN fixed",
         "-step-learnbn": "steps, BN learned",
     }
-    settings = (("c100-{}-20-4{}-254epochs", "CIFAR-100, 20-4"), ("c10-{}{}", "CIFAR-10, CPU scale"))
-    for row, (pattern, title) in zip(axes, settings, strict=True):
-        for axis, weights in zip(row, ("32bit", "1bit"), strict=True):
-            drawn = False
-            for (words, label), colour in zip(arms.items(), COLOURS, strict=False):
-                style = "o-" if "step" not in words else "s--"
-                one = EXPERIMENTS[pattern.format(weights, words)]
-                drawn |= _draw(axis, one, runs, label, fmt=style, color=colour)
-            _finish(axis, f"{title}, {weights}", drawn)
-    return figure
+    settings = [
+        (pattern, f"{title}, {weights}", weights, None)
+        for pattern, title in (
+            ("c100-{}-20-4{}-254epochs", "CIFAR-100, 20-4"), ("c10-{}{}", "CIFAR-10, CPU scale"),
+        )
+        for weights in ("32bit", "1bit")
+    ]  # fmt: skip
+    lines = [
+        (words, label, "s--" if "step" in words else "o-", colour)
+        for (words, label), colour in zip(arms.items(), COLOURS, strict=False)
+    ]
+    return _panels(
+        runs,
+        [
+            (title, epochs, [(pattern.format(weights, words), *rest) for words, *rest in lines])
+            for pattern, title, weights, epochs in settings
+        ],
+    )
 
 
 def _plain_figure(runs: Sequence[Run]) -> Any:
-    figure, axes = _figure(3)
     settings = (
         ("c10-{}-20-4{}", "CIFAR-10, 20-4", ENDS["full"][:-1]),
         ("c100-{}-20-4{}", "CIFAR-100, 20-4", ENDS["full"][:-1]),
         ("c10-{}{}", "CIFAR-10, CPU scale", ENDS["cpu"]),
     )
-    for axis, (pattern, title, epochs) in zip(axes[0], settings, strict=True):
-        drawn = False
-        for weights, colour in (("32bit", COLOURS[0]), ("1bit", COLOURS[1])):
-            for words, style in (("", "o-"), ("-plain", "s--")):
-                one = EXPERIMENTS[pattern.format(weights, words)]
-                label = f"{weights}, {'plain' if words else 'residual'}"
-                if "error" in one.paper:
-                    place = one.config().epochs, one.paper["error"]
-                    axis.plot(*place, style[0], color=PAPER_COLOUR, label=f"paper: {label}")
-                drawn |= _draw(axis, one, runs, label, fmt=style, color=colour)
-        _finish(axis, title, drawn, epochs)
+    lines = [
+        (weights, words, f"{weights}, {'plain' if words else 'residual'}", style, colour)
+        for weights, colour in (("32bit", COLOURS[0]), ("1bit", COLOURS[1]))
+        for words, style in (("", "o-"), ("-plain", "s--"))
+    ]
+    return _panels(
+        runs,
+        [
+            (title, epochs, [(pattern.format(weights, words), *rest) for weights, words, *rest in lines])
+            for pattern, title, epochs in settings
+        ],
+    )
+
+
+def _panels(runs: Sequence[Run], settings: Sequence[tuple[str, Any, Sequence[Any]]]) -> Any:
+    """One panel for each setting of which something has been run, two to a row.
+
+    Args:
+      runs: of any experiments.
+      settings: title, epochs to mark on the axis or None, and lines: name of the experiment, label, style,
+        colour.
+    """
+    drawn = [s for s in settings if any(curve(EXPERIMENTS[line[0]], runs) for line in s[2])] or settings[-1:]
+    columns = min(len(drawn), 2)
+    figure, axes = _figure(columns, -(-len(drawn) // columns))
+    for axis, (title, epochs, lines) in zip(axes.flat, drawn, strict=False):
+        found = False
+        for name, label, style, colour in lines:
+            one = EXPERIMENTS[name]
+            if "error" in one.paper:
+                place = one.config().epochs, one.paper["error"]
+                axis.plot(*place, style[0], color=PAPER_COLOUR, label=f"paper: {label}")
+            found |= _draw(axis, one, runs, label, fmt=style, color=colour)
+        _finish(axis, title, found, epochs or ())
+    for axis in axes.flat[len(drawn) :]:
+        axis.remove()
     return figure

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.system.files import replace_file
 from paper import experiments, figures
-from paper.experiments import COMPARISONS, EXPERIMENTS, Comparison, Experiment, Measurement, Run
+from paper.experiments import CHECKOUT, COMPARISONS, EXPERIMENTS, Comparison, Experiment
+from paper.runs import Measurement, Run, collect_measurements, covers, scan
+from paper.statistics import Difference, difference, spread
+from paper.tables import KERAS, RELEASED_CURVES
 
 REPORT_FILE = "report.md"
 KEPT_FILES = ("config.json", "environment.json", "summary.json")
@@ -35,65 +36,6 @@ NOT_AT_HAND = (
 NOTES = {"fig6": NOT_AT_HAND, "fig7": NOT_AT_HAND}
 
 
-class Difference(NamedTuple):
-    """A `Comparison`, measured: test error of ``worse`` minus that of ``better``, by seed.
-
-    Attributes:
-      mean: in percentage points.
-      sd: standard deviation over the seeds; None for one seed.
-      low: of the 95 % interval of the mean, Student's t over the seeds; None for one seed.
-      high: its other end.
-      n: seeds that both have.
-    """
-
-    mean: float
-    sd: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-    def verdict(self, equal: bool = False) -> str:
-        """What the seeds say of a claim; fewer than three are not asked.
-
-        Args:
-          equal: the claim is that there is no difference, see `Comparison`: seeds can refute it, and show how
-            small a difference is, but not that there is none.
-        """
-        if self.low is None or self.high is None or self.n < 3:
-            return "too few seeds"
-        if self.low <= 0 <= self.high:
-            half = (self.high - self.low) / 2
-            return f"no difference seen, +- {half:.2f}" if equal else "not resolved"
-        return "agrees" if self.low > 0 and not equal else "disagrees"
-
-
-def difference(worse: Sequence[Measurement], better: Sequence[Measurement]) -> Difference | None:
-    """The paired difference of two experiments over the seeds and the dtype that both have, or None.
-
-    >>> def of(errors):
-    ...     runs = [Run(Path(), {"seed": seed}, {}, [], {}) for seed in range(len(errors))]
-    ...     return [Measurement("float32", runs, errors, [], [], [])]
-    >>> result = difference(of([10.0, 12.0, 11.0]), of([9.0, 10.0, 10.0]))
-    >>> round(result.mean, 2), round(result.low, 2), round(result.high, 2), result.verdict()
-    (1.33, -0.1, 2.77, 'not resolved')
-    """
-    from scipy.stats import t
-
-    pairs = {m.dtype: m.by_seed() for m in better}
-    for left in worse:
-        right = pairs.get(left.dtype, {})
-        values = [error - right[seed] for seed, error in left.by_seed().items() if seed in right]
-        if not values:
-            continue
-        mean, n = statistics.fmean(values), len(values)
-        if n == 1:
-            return Difference(mean, None, None, None, 1)
-        sd = statistics.stdev(values)
-        half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-        return Difference(mean, sd, mean - half, mean + half, n)
-    return None
-
-
 def write_report(roots: Sequence[Path], output: Path, keep_runs: bool = False) -> dict[str, Any]:
     """Writes ``report.md``, ``report.json`` and the figures ``fig1``, ``fig5``, ``fig6``, ``fig7``.
 
@@ -110,7 +52,7 @@ def write_report(roots: Sequence[Path], output: Path, keep_runs: bool = False) -
     Raises:
       UserError: a root is no folder, or the output cannot be written.
     """
-    runs, problems = experiments.scan(roots)
+    runs, problems = scan(roots)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,8 +60,8 @@ def write_report(roots: Sequence[Path], output: Path, keep_runs: bool = False) -
     if keep_runs:
         for place, run in _places(roots, runs).items():
             keep_run(run, output / "runs", place)
-        runs, _ = experiments.scan([output / "runs"])  # with what has been kept earlier
-    measured = {name: experiments.measure(one, runs) for name, one in EXPERIMENTS.items()}
+        runs, _ = scan([output / "runs"])  # with what has been kept earlier
+    measured = {name: collect_measurements(one, runs) for name, one in EXPERIMENTS.items()}
     differences = {c: difference(measured[c.worse], measured[c.better]) for c in COMPARISONS}
     figures.draw_all(output, runs, differences)
     text = _markdown(runs, problems, measured, differences, output)
@@ -171,7 +113,7 @@ def keep_run(run: Run, folder: Path, place: Path) -> None:
 
 def _other(runs: Iterable[Run]) -> list[Run]:
     """Runs that are none of an experiment."""
-    return [run for run in runs if not any(experiments.covers(run, e) for e in EXPERIMENTS.values())]
+    return [run for run in runs if not any(covers(run, e) for e in EXPERIMENTS.values())]
 
 
 # --- Markdown -------------------------------------------------------------------------------------------
@@ -204,7 +146,7 @@ def _markdown(
     lines += _claims({c: d for c, d in differences.items() if not c.ours})
     lines += ["", "## Questions of this project as differences", "", OURS_TEXT, ""]
     lines += _claims({c: d for c, d in differences.items() if c.ours})
-    lines += ["", "## Figures", ""]
+    lines += ["", "## Figures", "", "Panels of which nothing has been run are left out.", ""]
     for name, caption in figures.CAPTIONS.items():
         lines += [f"![{caption}]({name}.png)", "", f"{caption} ([SVG]({name}.svg))", ""]
     lines += _leftovers(runs, problems, output)
@@ -249,16 +191,6 @@ def _table(chosen: Sequence[Experiment], measured: dict[str, list[Measurement]])
                 f"| the same, 25 crops | {one.config().epochs} | {crops} | {ours or 'not run'} | | | |"
             )
     return lines
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, of one value the value.
-
-    >>> spread([1.0, 2.0, 3.0]), spread([0.5])
-    ('2.00 +- 1.00', '0.50')
-    """
-    mean = f"{statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.2f}"
 
 
 CLAIMS_TEXT = (
@@ -356,3 +288,59 @@ def _json(
             if found
         ],
     }
+
+
+# --- the README's table -----------------------------------------------------------------------------------
+
+RESULTS = CHECKOUT / "paper" / "results"
+RELEASED = CHECKOUT / "docs" / "results" / "released"
+DATA_NAMES = {
+    "c10": "CIFAR-10",
+    "c100": "CIFAR-100",
+    "mnist": "MNIST",
+    "svhn": "SVHN",
+    "imagenet": "ImageNet",
+}
+# The author's released networks: file of our evaluation, what it is, the error that he reports.
+RELEASED_NETWORKS = (
+    ("keras-float32-10000.json", "Keras", KERAS["c10"]["1bit"][0]),
+    ("matlab-float32-10000.json", "MATLAB", RELEASED_CURVES["c10-1bit-20-10-cutout"][-1]),
+)
+
+
+def readme_results(root: Path = RESULTS / "runs", released: Path = RELEASED) -> list[str]:
+    """The README's results table as lines of Markdown: the paper's test errors beside ours.
+
+    Args:
+      root: folder of kept runs, see `write_report`.
+      released: folder of our evaluations of the author's networks.
+    """
+    runs, _ = scan([root])
+    lines = ["| test error in percent | paper or author | ours | how |", "|---|---:|---:|---|"]
+    for one in EXPERIMENTS.values():
+        if one.scale != "full":
+            continue
+        for found in collect_measurements(one, runs):
+            paper = f"{one.paper['error']:.2f}" if "error" in one.paper else "not in the paper"
+            seeds = f", {len(found.errors)} seeds" if len(found.errors) > 1 else ", one run"
+            lines.append(
+                f"| {_in_words(one, found.dtype)}{seeds} | {paper} | **{spread(found.errors)}** "
+                "| [training.md](docs/results/training.md) |"
+            )
+    for file, version, reported in RELEASED_NETWORKS:
+        result = json.loads((released / file).read_text())
+        lines.append(
+            f"| CIFAR-10, the author's released 1-bit 20-10 ({version}), all {result['n']:,} test images "
+            f"| {reported:.2f} | **{result['error']:.2f}** | [released.md](docs/results/released.md) |"
+        )
+    return lines
+
+
+def _in_words(one: Experiment, dtype: str) -> str:
+    config = one.config()
+    data = DATA_NAMES.get(one.name.partition("-")[0], config.data.name)
+    weights = config.model.weights.replace("bit", "-bit")
+    cutout = " with cutout" if "cutout" in config.augmentation else ""
+    epochs = f"{config.epochs} epoch" + "s" * (config.epochs > 1)
+    rounded = "" if dtype == "float32" else f", {dtype}"
+    return f"{data}, {weights} {config.model.depth}-{config.model.width:g}{cutout}, {epochs}{rounded}"

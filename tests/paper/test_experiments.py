@@ -15,9 +15,11 @@ from binwrn_jax.training.config import check, to_json
 from binwrn_jax.training.records import read_records
 from binwrn_jax.training.schedules import cycle_ends
 from paper import __main__ as cli
-from paper import experiments, figures
-from paper.experiments import COMPARISONS, EXPERIMENTS, Experiment, covers, measure, read_run, select
-from paper.report import Difference
+from paper import experiments, figures, runs
+from paper.experiments import COMPARISONS, EXPERIMENTS, Experiment, select
+from paper.report import readme_results
+from paper.runs import collect_measurements, covers, read_run
+from paper.statistics import Difference
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "paper" / "results" / "runs"
@@ -103,7 +105,7 @@ def test_small_arms_differ_in_what_is_compared_and_nothing_else(tag):
     pairs = [c for c in COMPARISONS if c.tag == tag and EXPERIMENTS[c.worse].scale == "cpu"]
     assert pairs
     for pair in pairs:
-        worse, better = (experiments._fields(name) for name in (pair.worse, pair.better))
+        worse, better = (runs._fields(name) for name in (pair.worse, pair.better))
         assert {f for f in worse if worse[f] != better[f]} <= allowed, pair
         assert worse != better
 
@@ -206,9 +208,9 @@ def test_measures_by_dtype_and_takes_one_run_for_each_seed(tmp_path):
     make_run(tmp_path / "two_again", name, {2: 1.0, 6: 0.6}, seed=2)
     make_run(tmp_path / "half", name, {2: 1.0}, seed=3)
     make_run(tmp_path / "bf16", name, {2: 1.0, 6: 0.7}, **{"model.dtype": "bfloat16"})
-    runs, problems = experiments.scan([tmp_path])
+    existing, problems = runs.scan([tmp_path])
     assert not problems
-    found = {m.dtype: m for m in measure(EXPERIMENTS[name], runs)}
+    found = {m.dtype: m for m in collect_measurements(EXPERIMENTS[name], existing)}
     assert found["float32"].by_seed() == {1: 0.4, 2: 0.5}
     assert found["bfloat16"].by_seed() == {1: 0.7}
 
@@ -232,9 +234,9 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    experiments._fields.cache_clear()
+    runs._fields.cache_clear()
     yield tmp_path / "runs"
-    experiments._fields.cache_clear()
+    runs._fields.cache_clear()
 
 
 def test_runs_what_is_missing_goes_on_and_never_repeats(tiny, capfd):
@@ -404,3 +406,19 @@ def test_the_projects_own_report_is_what_its_runs_give(capsys, tmp_path):
     assert not [line for line in (tmp_path / "report.md").read_text().splitlines() if "Left out" in line]
     ours = json.loads((ROOT / "paper" / "results" / "report.json").read_text())
     assert json.loads((tmp_path / "report.json").read_text()) == ours
+
+
+def test_the_readmes_table_is_what_the_results_give(capsys):
+    """`python -m paper readme` prints it; README has it between two comments."""
+    readme = (ROOT / "README.md").read_text()
+    table = readme.partition("<!-- results -->\n")[2].partition("<!-- end -->")[0]
+    assert cli.main(["readme"]) == 0
+    assert table == capsys.readouterr().out == "\n".join(readme_results()) + "\n"
+
+
+def test_the_readmes_table_follows_the_runs(tmp_path):
+    kept = {2: 30.0, 6: 20.0, 14: 10.0, 30: 8.0, 62: 7.0, 126: 6.5}
+    make_run(tmp_path / "a", "c10-1bit-20-4", kept)
+    make_run(tmp_path / "b", "c10-1bit-20-4", {**kept, 126: 6.3}, seed=2)
+    row = readme_results(tmp_path)[2]
+    assert row.startswith("| CIFAR-10, 1-bit 20-4, 126 epochs, 2 seeds | 6.13 | **6.40 +- 0.14** |")
