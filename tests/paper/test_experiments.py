@@ -50,9 +50,9 @@ def make_run(
     config.update_from_flattened_dict(fields)
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(to_json(config))
+    same = {"kind": "eval", "top5_error": 1.0, "loss": 1.0, "seconds": 1.0, "cycle_end": True}
     records = [
-        {"kind": "eval", "step": epoch, "epoch": epoch, "error": error, "top5_error": 1.0, "cycle_end": True}
-        | (result or {})
+        {**same, "step": epoch, "epoch": epoch, "error": error, **(result or {})}
         for epoch, error in errors.items()
     ]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
