@@ -25,7 +25,7 @@ def skewed_bits(outputs: int, channels: int, seed: int = 0) -> np.ndarray:
 
 
 def coded_model() -> PackedModel:
-    """Three convolutions, of which the writer codes the one in the middle."""
+    """Three convolutions, of which the writer codes the one in the middle, and a residual sum."""
     rng = np.random.default_rng(9)
     few = rng.choice(np.array([7, 56, 448, 73, 146, 292, 0, 511]), (32, 32))  # rows, columns, all, none
     bits = {
@@ -43,6 +43,9 @@ def coded_model() -> PackedModel:
              "stride": [1, 1], "pads": [[height // 2] * 2, [width // 2] * 2], "channels": [c_in, c_out]},
         ]  # fmt: skip
         x = f"c{i}"
+    # A residual sum, as in the paper's networks: the coded kernel's result and its input.
+    operations.insert(4, {"op": "add", "in": ["c0", "c1"], "out": "sum"})
+    operations[5]["in"] = ["sum"]
     operations.append({"op": "global_average", "in": [x], "out": "logits"})
     metadata = {
         "format": "binwrn-packed",
@@ -212,7 +215,7 @@ def _words_in_version_1(parts: Parts) -> None:
 
 
 def _coded_1x1(parts: Parts) -> None:
-    parts.operations[5]["coding"] = "rans"
+    parts.operations[6]["coding"] = "rans"
     parts.tensors["conv2.coded"] = np.zeros(8, np.uint16)
     del parts.tensors["conv2"]
 

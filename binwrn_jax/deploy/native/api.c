@@ -76,9 +76,9 @@ static binwrn_error load_parts(char *header, size_t length, const unsigned char 
   if (!error) error = describe(l, model);
   binwrn_json_free(&l->header);
   binwrn_json_free(&l->metadata);
+  for (i = 0; i < l->tensor_count; i++) free(l->tensors[i].decoded);
   free(l->tensors);
   free(l->values);
-  for (i = 0; i < l->node_count; i++) free(l->nodes[i].decoded);
   free(l->nodes);
   if (!error) {
     model->description.total_bytes = model->bytes + sizeof *model;

@@ -16,6 +16,7 @@ typedef struct {
   size_t length;
   int is_float, is_coded, dimensions, used;
   uint64_t shape[3], begin, end;
+  unsigned char *decoded; /* the bits of coded ones, while the model is loaded */
 } tensor;
 
 /* A value that operations name. */
@@ -38,8 +39,8 @@ typedef struct {
   int window[2], stride[2], pads[2][2];
   const unsigned char *bits; /* of a convolution: a row for each output channel */
   size_t row_bytes;
-  const tensor *plain, *coded; /* where the bits come from: one of them is NULL */
-  unsigned char *decoded;      /* from `coded`; freed after loading */
+  const tensor *plain; /* where the bits come from: one of these two is NULL */
+  tensor *coded;
   const tensor *scale, *offset;
   float min;
   int has_min;

@@ -283,8 +283,8 @@ static binwrn_error find_bits(loader *l, node *n) {
   wrong = binwrn_entropy_open(kernel, l->data + n->coded->begin, (size_t)(n->coded->end - n->coded->begin),
                               outputs, channels);
   if (!wrong) {
-    n->bits = n->decoded = malloc(outputs * n->row_bytes);
-    if (n->bits) wrong = binwrn_entropy_decode(kernel, 0, kernel->streams, n->decoded);
+    n->bits = n->coded->decoded = malloc(outputs * n->row_bytes);
+    if (n->bits) wrong = binwrn_entropy_decode(kernel, 0, kernel->streams, n->coded->decoded);
   }
   free(kernel);
   DEMAND(!wrong, "coded kernel '%s': %s", binwrn_shorten(n->coded->name, n->coded->length).text, wrong);
