@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import os
 import traceback
 import unicodedata
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ EXTRAS = {
     "array_record": "data",
     "cv2": "imagenet",
     "datasets": "hf",
+    "flatbuffers": "deploy",
     "gcsfs": "gcs",
     "grain": "data",
     "huggingface_hub": "hub",
@@ -61,6 +64,10 @@ class CannotExport(UserError):
 
     The message names the primitive, the module, and the file and line of the user's code.
     """
+
+
+class JobFailure(Exception):
+    """Another process of the job, or its machine, failed: the message is one line; the exit code is 1."""
 
 
 class Failure(NamedTuple):
@@ -118,6 +125,13 @@ def printable(text: str) -> str:
     )
 
 
+def print_traceback(error: BaseException) -> None:
+    """Prints the traceback of an error where ``--debug`` asks for it."""
+    if show_tracebacks:
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exception(error)
+
+
 def explain(error: BaseException) -> Failure:
     """The line and the exit code of an exception that ends a program.
 
@@ -126,6 +140,10 @@ def explain(error: BaseException) -> Failure:
     """
     if isinstance(error, UserError):
         return Failure(str(error), 2)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted", 130)
+    if isinstance(error, JobFailure):
+        return Failure(str(error), 1)
     message = _disk_full(error) or _path_error(error) or _missing_extra(error) or _refused_setting(error)
     if message:
         return Failure(message, 2)
@@ -179,7 +197,11 @@ def _refused_setting(error: BaseException) -> str | None:
     frames = [Path(frame.filename).parts[-3:] for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, ValueError) and ("jax", "_src", "config.py") in frames:
         return f"JAX refuses one of its settings ({text[:200]}): correct the environment variable JAX_..."
-    if isinstance(error, AssertionError) and frames[-1] == ("jax", "_src", "xla_bridge.py"):
+    if (
+        isinstance(error, AssertionError)
+        and frames[-1][:2] == ("jax", "_src")
+        and "JAX_PLATFORMS" in os.environ
+    ):
         return (
             "JAX finds no device of the platform in JAX_PLATFORMS: set it to one of this machine, such as cpu"
         )

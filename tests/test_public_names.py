@@ -9,8 +9,8 @@ from pathlib import Path
 
 import binwrn_jax
 
-# it anew: PYTHONPATH=.:tests python -c "import test_public_names as t; t.GOLDEN.write_text(t.listing())"
-# it anew: PYTHONPATH=.:tests python -c "import test_public_names as t; t.GOLDEN.write_text(t.listing())"
+# A line for each name. A change here changes the interface: note it in CHANGELOG.md, and write the file anew:
+# PYTHONPATH=.:tests python -c 'import test_public_names as t; t.GOLDEN.write_text(t.listing())'
 GOLDEN = Path(__file__).parent / "golden" / "public_names.txt"
 
 

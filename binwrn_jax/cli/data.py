@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 
+from binwrn_jax.cli.output import print_line
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.dataset import ImageOptions
 from binwrn_jax.data.open import SCHEMES, is_own, open_dataset
@@ -50,14 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
     there = dataset.is_prepared()
     with contextlib.redirect_stdout(sys.stderr):  # what TFDS prints is progress
         counts = dataset.counts
-    print(f"{name} {'is' if there else 'has been'} prepared in {dataset.folder}")
+    print_line(f"{name} {'is' if there else 'has been'} prepared in {dataset.folder}")
     for split, count in counts.items():
         whole = lookup(name).splits.get(split, count)
         part = f" of {whole:,}: a part of the data set" if count < whole else ""
-        print(f"  {split}: {count:,} images{part}", flush=True)
+        print_line(f"  {split}: {count:,} images{part}")
     dataset.check(decode=arguments.decode)
     what = "and all images can be decoded" if arguments.decode else "(--decode reads the images, too)"
-    print(f"  the files hold as many records {what}")
+    print_line(f"  the files hold as many records {what}")
     return 0
 
 
@@ -68,5 +69,5 @@ def _describe_own(name: str, arguments: argparse.Namespace) -> int:
     dataset = open_dataset(name, arguments.data_dir, options)
     assert isinstance(dataset, OwnDataset)
     for line in report(dataset):
-        print(line, flush=True)
+        print_line(line)
     return 2 if dataset.broken else 0

@@ -8,10 +8,12 @@ import io
 import json
 import math
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from binwrn_jax.cli.output import check_file_output, print_line
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.dataset import Dataset, DatasetInfo, ImageOptions
 from binwrn_jax.data.jpeg import CROPS
@@ -60,8 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures and prints."""
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size is {arguments.batch_size}: it must be at least 1")
-    if not is_own(arguments.dataset):
+    inputs = [arguments.model]
+    if is_own(arguments.dataset):
+        inputs.append(Path(arguments.dataset.partition(":")[2]))
+    else:
         lookup(arguments.dataset)  # a wrong name is told before the model is opened
+    if arguments.predictions:
+        check_file_output(arguments.predictions, inputs, "file of predictions", _has_predictions)
     predictor = open_model(
         arguments.model, runtime=arguments.runtime, dtype=arguments.dtype, batch_size=arguments.batch_size
     )
@@ -72,8 +79,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--crops {arguments.crops} is for large images: {spec.name} is not")
     if arguments.workers < -1:
         raise UserError(f"--workers is {arguments.workers}: it must be at least -1")
-    if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
-        raise UserError(f"cannot write {arguments.predictions}: there is no such folder")
     check_fits(predictor, spec)
     # What TFDS prints while it prepares a data set is no result.
     with contextlib.redirect_stdout(sys.stderr):
@@ -102,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
-        print(json.dumps(finite))
+        print_line(json.dumps(finite))
     else:
         many = f", {arguments.crops} crops each" if arguments.crops > 1 else ""
         progress.say(
@@ -147,6 +152,14 @@ def open_for(predictor: Predictor, arguments: argparse.Namespace) -> Dataset:
     return dataset
 
 
+def _has_predictions(path: Path) -> bool:
+    """Whether a file is what ``--predictions`` writes."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return {"logits.npy", "predictions.npy", "labels.npy"} == set(archive.namelist())
+
+
 def check_fits(predictor: Predictor, spec: DatasetInfo) -> None:
     """Refuses a data set that the model is not for.
 
@@ -160,10 +173,8 @@ def check_fits(predictor: Predictor, spec: DatasetInfo) -> None:
             f"the model has {model['num_classes']} classes and {spec.name} {spec.num_classes}: "
             "choose the data set that it was trained on"
         )
-    wanted, found = tuple(model["image_shape"]), spec.image_shape
-    if model.get("image_size_assumed"):
-        wanted, found = wanted[2:], found[2:]
-    if wanted != found:
+    first = 2 if model.get("image_size_assumed") else 0  # then only the channels are known
+    if tuple(model["image_shape"])[first:] != spec.image_shape[first:]:
         raise UserError(
             f"the model takes images of shape {tuple(model['image_shape'])} and {spec.name} has "
             f"{spec.image_shape}: choose the data set that it was trained on"

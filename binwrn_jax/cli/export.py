@@ -6,31 +6,39 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from binwrn_jax.cli.output import check_file_output, print_line
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.dataset import ImageOptions
 from binwrn_jax.data.open import is_own, open_dataset
 from binwrn_jax.data.tfds import TfdsDataset
-from binwrn_jax.deploy.export import PACKED_READERS, exact_arithmetic, reference_of, write_verified
-from binwrn_jax.deploy.formats import kind_of, open_model
-from binwrn_jax.deploy.packed import PackedModel, pack, read_packed, write_packed
+from binwrn_jax.deploy.export import exact_arithmetic, reference_of, write_verified
+from binwrn_jax.deploy.formats import (
+    START,
+    Format,
+    all_formats,
+    format_of,
+    get_format,
+    open_model,
+    read_model_file,
+)
+from binwrn_jax.deploy.packed import PackedModel, pack
 from binwrn_jax.errors import UserError
-from binwrn_jax.evaluation import Predictor
 from binwrn_jax.store.model import load_model
 
-FORMATS = ("packed", "onnx", "stablehlo", "c")
 IMAGES = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", type=Path, help="workdir, model folder, packed or ONNX file")
-    parser.add_argument("--format", required=True, choices=FORMATS)
+    names = [known.name for known in all_formats() if known.write]
+    parser.add_argument("--format", required=True, choices=names)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--license", metavar="TEXT", help="of the weights, kept in the file")
     parser.add_argument("--data-dir", metavar="DIR", help="prepared TFDS data; default TFDS_DATA_DIR")
@@ -43,56 +51,40 @@ def run(arguments: argparse.Namespace) -> int:
     """Exports, reads back, compares, and says what came of it."""
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}: it must be at least 1")
-    kind = kind_of(arguments.model)
-    if kind == "stablehlo":
-        raise UserError(f"{arguments.model} is a program and no longer a network: export its packed file")
-    if kind in ("packed", "onnx"):
-        if kind == "packed":
-            packed = read_packed(arguments.model)
-        else:
-            from binwrn_jax.deploy.onnx_file import read_onnx
-
-            packed = read_onnx(arguments.model)
-        if arguments.license:
-            packed = dataclasses.replace(packed, metadata={**packed.metadata, "license": arguments.license})
-        images, what = images_for(packed.description, arguments.images, arguments.data_dir)
-        with exact_arithmetic():
-            reference = open_model(arguments.model)(images)
-    else:
-        variables, description = load_model(arguments.model)
-        images, what = images_for(description, arguments.images, arguments.data_dir)
-        packed = pack(variables, description, images[0], arguments.license)
-        reference = reference_of(variables, description, images)
-    if arguments.format == "c":
-        from binwrn_jax.deploy.c_source import write_c
-
-        lines = write_c(packed, arguments.output, images, reference)
-    else:
-        write, readers = _format(arguments.format)
-        lines = write_verified(lambda path: write(packed, path), arguments.output, readers, images, reference)
-        size, ideal = arguments.output.stat().st_size, packed.ideal_bytes
-        ratio = size / max(ideal, 1)  # there may be no convolution
-        print(f"{arguments.output}: {size:,} bytes, {ratio:.4f} x the {ideal:,} bytes of its bits")
-
-    print(f"compared on {what}")
+    known, output = get_format(arguments.format), arguments.output
+    for path in (output, *(output.with_suffix(suffix) for suffix in known.companions)):
+        what = f"{known.name} file of `binwrn export`"
+        check_file_output(path, [arguments.model], what, partial(_written_here, known))
+    packed, images, source, reference = _read_source(arguments)
+    lines = write_verified(known, packed, output, images, reference)
+    print_line(f"{output}: {known.summary(output, packed)}")
+    print_line(f"compared on {source}")
     for line in lines:
-        print(line)
+        print_line(line)
     return 0
 
 
-def _format(
-    name: str,
-) -> tuple[Callable[[PackedModel, Path], None], dict[str, Callable[[Path], Predictor]]]:
-    """What writes a format, and what reads it back."""
-    if name == "packed":
-        return write_packed, PACKED_READERS
-    if name == "onnx":
-        from binwrn_jax.deploy.onnx_file import open_onnx, write_onnx
+def _read_source(arguments: argparse.Namespace) -> tuple[PackedModel, np.ndarray, str, np.ndarray]:
+    """The packed model, images to compare on, what they are in words, and the network's logits of them."""
+    kind = format_of(arguments.model)
+    if kind is None:
+        variables, description = load_model(arguments.model)
+        images, source = images_for(description, arguments.images, arguments.data_dir)
+        packed = pack(variables, description, images[0], arguments.license)
+        return packed, images, source, reference_of(variables, description, images)
+    packed = read_model_file(arguments.model, kind)
+    if arguments.license:
+        packed = dataclasses.replace(packed, metadata={**packed.metadata, "license": arguments.license})
+    images, source = images_for(packed.description, arguments.images, arguments.data_dir)
+    with exact_arithmetic():
+        return packed, images, source, open_model(arguments.model)(images)
 
-        return write_onnx, {"onnxruntime": open_onnx}
-    from binwrn_jax.deploy.stablehlo import open_stablehlo, write_stablehlo
 
-    return write_stablehlo, {"StableHLO": open_stablehlo}
+def _written_here(known: Format, path: Path) -> bool:
+    """Whether a file is an earlier export in a format, or a companion of one."""
+    with open(path, "rb") as file:
+        start = file.read(START)
+    return known.recognises(start, path.stat().st_size) and known.made_here(start)
 
 
 def images_for(description: dict[str, Any], count: int, data_dir: str | None) -> tuple[np.ndarray, str]:

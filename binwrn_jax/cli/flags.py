@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
+import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from binwrn_jax.errors import UserError
-from binwrn_jax.parallel.processes import Processes
+from binwrn_jax.parallel.identity import TIMEOUT_SECONDS, Processes
 from binwrn_jax.training.config import flatten, nearest_field
 
 USAGE = """usage: binwrn train [--config=NAME[:SPEC]] [--workdir=DIR] [--config.FIELD=VALUE ...]
@@ -25,6 +25,7 @@ Trains one network and evaluates it; the same command again resumes. `python tra
   --config.seed=1, --config.epochs=6, --config.data.dir=DIR, ...: any field of the configuration
   --coordinator=HOST:PORT, --process_count=N, --process_index=I: several processes as one job, where JAX
                  cannot find them itself (it does on TPU pods, SLURM and Open MPI): docs/distributed.md
+  --process_timeout=SECONDS  wait so long for the others (default: 300)
   --debug        print the traceback of an error
   --help         this text and all fields with their values
 """
@@ -86,11 +87,13 @@ def take_processes(argv: list[str]) -> tuple[Processes, list[str]]:
     parser.add_argument("--coordinator")
     parser.add_argument("--process_count", type=int)
     parser.add_argument("--process_index", type=int)
+    parser.add_argument("--process_timeout", type=float, default=TIMEOUT_SECONDS)
     try:
         found, rest = parser.parse_known_args(argv[1:])
     except argparse.ArgumentError as error:
         raise UserError(_one_line(error)) from None
-    return Processes(found.coordinator, found.process_count, found.process_index), [argv[0], *rest]
+    place = Processes(found.coordinator, found.process_count, found.process_index, found.process_timeout)
+    return place, [argv[0], *rest]
 
 
 def parse_flags(argv: list[str], default_config: Path | str) -> CommandLine:
@@ -109,54 +112,72 @@ def parse_flags(argv: list[str], default_config: Path | str) -> CommandLine:
     if "--config" in argv[1:-1]:
         place = argv.index("--config")
         argv[place : place + 2] = [f"--config={argv[place + 1]}"]
-    # One file, the last one given, and before its fields: ml_collections insists on that.
     files = [argument for argument in argv if argument.startswith("--config=")]
     rest = [argument for argument in argv[1:] if argument not in files]
     name, _, spec = (files[-1].partition("=")[2] if files else str(default_config)).partition(":")
-    source = f"{find_config(name)}:{spec}".removesuffix(":")
-    config, given = _read([argv[0], f"--config={source}", *rest])
+    path = find_config(name)
+    config, given = _override(load_config(path, spec), [argv[0], *rest])
     if "://" in given:
         raise UserError(f"--workdir {given} is no folder: mount the bucket, see tpu/README.md")
     label = re.sub(r"[^\w.-]+", "_", f"{Path(name).stem}:{spec}").strip("_")
-    return CommandLine(config, Path(given or f"runs/{label}-seed{config.seed}"), help_wanted, source)
+    workdir = Path(given or f"runs/{label}-seed{config.seed}")
+    return CommandLine(config, workdir, help_wanted, f"{path}:{spec}".removesuffix(":"))
 
 
-def _read(argv: list[str]) -> tuple[ConfigDict, str]:
-    """The configuration and the value of ``--workdir``."""
-    values = flags.FlagValues()
-    # ml_collections looks for overrides in sys.argv, whatever it is given to parse.
-    sys_argv, sys.argv = sys.argv, argv
+def load_config(path: Path, spec: str = "") -> ConfigDict:
+    """What the function ``get_config`` of a config file returns.
+
+    Args:
+      path: of the file.
+      spec: its argument; '' for none.
+
+    Raises:
+      UserError: the file cannot be used.
+    """
+    module = types.ModuleType("config")
+    module.__file__ = str(path)
     try:
-        config_flags.DEFINE_config_file("config", None, flag_values=values)
-        flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
-        rest = values(argv)[1:]
-        config = values.config
-        config.seed  # noqa: B018  (ml_collections keeps back until the first use what went wrong in the file)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        config = module.get_config(spec) if spec else module.get_config()
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(_unknown_field(argv) or _one_line(error)) from None
-    except (flags.Error, OSError, SyntaxError) as error:
-        raise UserError(_one_line(error)) from None
-    finally:
-        sys.argv = sys_argv
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise UserError(f"the config file {path} fails ({reason})") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"the config file {path} fails: its get_config returns no ConfigDict")
+    return config
+
+
+def _override(config: ConfigDict, argv: list[str]) -> tuple[ConfigDict, str]:
+    """The configuration with ``--config.FIELD=VALUE`` applied, and the value of ``--workdir``."""
+    values = flags.FlagValues()
+    numeric = {name for name, value in flatten(config) if isinstance(value, tuple)}
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+        rest = values(argv)[1:]
+        overridden = values.config
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, flags.Error) as error:
+        raise UserError(_unknown_field(config, argv) or _one_line(error)) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: options begin with --, see --help")
-    return config, values.workdir
+    for name, value in flatten(overridden):
+        if name in numeric and not all(isinstance(number, int | float) for number in value):
+            raise UserError(f"config field {name!r} is {value}: give numbers, such as '(1, 2)'")
+    return overridden, values.workdir
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _unknown_field(argv: list[str]) -> str | None:
+def _unknown_field(config: ConfigDict, argv: list[str]) -> str | None:
     """What is wrong with the first ``--config.FIELD`` that names no field."""
-    fields = [a for a in argv if a.startswith(("--config.", "--noconfig."))]
-    if not fields:
-        return None
-    config, _ = _read([a for a in argv if a not in fields])
     known = dict(flatten(config))
-    for argument in fields:
+    for argument in argv:
         match = re.match(r"--(?:no)?config\.([^=]+)", argument)
         if match and match[1] not in known and not any(f.startswith(match[1] + ".") for f in known):
             return f"unknown config field {match[1]!r}{nearest_field(config, match[1])}"

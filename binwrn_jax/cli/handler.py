@@ -6,11 +6,10 @@ import contextlib
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
 
 from binwrn_jax import errors
-from binwrn_jax.errors import UserError, explain, printable
+from binwrn_jax.errors import UserError, explain, print_traceback, printable
 
 
 def guarded(program: Callable[[], int], debug: bool = False) -> int:
@@ -39,9 +38,7 @@ def guarded(program: Callable[[], int], debug: bool = False) -> int:
     except BrokenPipeError:  # `... | head`
         return 141
     except Exception as error:
-        if debug:
-            with contextlib.suppress(OSError):
-                traceback.print_exception(error)
+        print_traceback(error)
         failure = explain(error)
         _say(failure.message)
         return failure.code

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from binwrn_jax.cli.output import check_folder_output, print_line
 from binwrn_jax.cli.sizes import size
 from binwrn_jax.deploy.formats import layers
 from binwrn_jax.hub.released import import_released
+from binwrn_jax.store.model import MODEL_FILE
 from binwrn_jax.training.schedules import cycle_ends
 
 
@@ -24,15 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Imports and prints what was found."""
+    check_folder_output(arguments.output, [arguments.file], "model folder", MODEL_FILE)
     description = import_released(arguments.file, arguments.output, arguments.dataset, arguments.max_memory)
     model, rows = description["model"], layers(arguments.output)
     bits = sum(row.bits for row in rows)
-    print(
+    print_line(
         f"{arguments.file}: {description['source']['layout']} layout, "
         f"{'plain' if model['plain'] else 'residual'} network {model['depth']}-{model['width']:g}, "
         f"{description['image_shape'][2]} input channels, {description['num_classes']} classes"
     )
-    print(
+    print_line(
         f"{len(rows)} convolutions, {bits:,} weights of 1 bit: {bits / 8 / 2**20:.3f} MiB; "
         f"padding {model['padding']}, input ReLU {'on' if model['input_relu'] else 'off'}, "
         f"scales and offsets of {'all' if model['affine'] else 'the first of'} {len(rows) + 1} batch norms, "
@@ -41,9 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     if description["recorded"]:
         accuracy = description["recorded"]["accuracy_by_epoch"]
         shown = ", ".join(f"{epoch}: {accuracy[epoch - 1]:.2f}" for epoch in cycle_ends(len(accuracy), 2))
-        print(f"recorded test accuracy in percent, at the ends of the cycles: {shown}")
+        print_line(f"recorded test accuracy in percent, at the ends of the cycles: {shown}")
     if description["image_size_assumed"]:
         height, width, _ = description["image_shape"]
-        print(f"data set unknown, images taken to be {height}x{width}: --dataset tells")
-    print(f"written to {arguments.output}")
+        print_line(f"data set unknown, images taken to be {height}x{width}: --dataset tells")
+    print_line(f"written to {arguments.output}")
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from binwrn_jax.cli.output import print_line
 from binwrn_jax.deploy.formats import layers
 from binwrn_jax.deploy.predictor import LayerRow
 
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     more = [row.name for row in rows if row.values > 2]
     if arguments.json:
-        print(
+        print_line(
             json.dumps(
                 {
                     "model": str(arguments.model),
@@ -38,23 +39,25 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
         return 0
-    print(f"{'layer':8} {'kernel':>18} {'scale':>9} {'+1 bits':>8} {'values':>9} {'bits':>12} {'bytes':>11}")
+    print_line(
+        f"{'layer':8} {'kernel':>18} {'scale':>9} {'+1 bits':>8} {'values':>9} {'bits':>12} {'bytes':>11}"
+    )
     for row in rows:
         kernel = "x".join(map(str, row.shape))
         scale = "-" if row.scale is None else f"{row.scale:.6f}"
         share = "-" if row.plus_share is None else f"{100 * row.plus_share:.2f} %"
-        print(
+        print_line(
             f"{row.name:8} {kernel:>18} {scale:>9} {share:>8} {row.values:>9,} {row.bits:>12,} "
             f"{row.bytes:>11,}"
         )
-    print(
+    print_line(
         f"{totals['convolutions']} convolutions, {totals['weights']:,} weights, {totals['bits']:,} bits, "
         f"{totals['bytes']:,} bytes ({totals['bytes'] / 2**20:.3f} MiB)"
     )
     if more:
-        print(f"more than two values: {', '.join(more)}")
+        print_line(f"more than two values: {', '.join(more)}")
     else:
-        print("every convolution has at most two values")
+        print_line("every convolution has at most two values")
     return 0
 
 

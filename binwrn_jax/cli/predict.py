@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from binwrn_jax.cli.output import print_line
 from binwrn_jax.data.images import RESIZE, UnreadableImage, find_images, read_images
 from binwrn_jax.deploy.formats import RUNTIMES, open_model
 from binwrn_jax.errors import UserError
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
                 yield from read_images(source, tuple(description["image_shape"]), resize)
             except UnreadableImage as error:
                 failures += 1
-                print(f"error: {error}", file=sys.stderr)
+                print_line(f"error: {error}", error=True)
 
     images = readable()
     while batch := list(islice(images, BATCH_SIZE)):
@@ -72,10 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
         for (label, _), row in zip(batch, logits, strict=True):
             predictions = top_classes(row, names, arguments.top)
             if arguments.json:
-                print(json.dumps({"image": label, "predictions": predictions}), flush=True)
+                print_line(json.dumps({"image": label, "predictions": predictions}))
             else:
                 shown = ", ".join(f"{p['name']} {100 * p['probability']:.2f} %" for p in predictions)
-                print(f"{label}: {shown}", flush=True)
+                print_line(f"{label}: {shown}")
     return 2 if failures else 0
 
 

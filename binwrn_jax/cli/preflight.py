@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 
 from ml_collections import ConfigDict
 
 from binwrn_jax.cli.flags import parse_flags
+from binwrn_jax.cli.output import print_line
 from binwrn_jax.errors import UserError
 from binwrn_jax.preflight.report import preflight
 from binwrn_jax.preflight.targets import (
@@ -75,7 +75,8 @@ def run(arguments: argparse.Namespace, config_flags: list[str]) -> int:
         raise UserError("several prices are for --compare: give one")
     target = open_target(arguments.topology, arguments.slices, arguments.effort)
     report = preflight(config, target, arguments.price[0] if arguments.price else None, _tell)
-    print(json.dumps(report.to_dict()) if arguments.json else "\n".join(lines(report)))
+    for line in [json.dumps(report.to_dict())] if arguments.json else lines(report):
+        print_line(line)
     return 0 if report.fits else 1
 
 
@@ -98,11 +99,10 @@ def _compare(config: ConfigDict, arguments: argparse.Namespace) -> int:
         raise UserError(next(iter(refused.values())))
     if arguments.json:
         without = [{"topology": name, "refused": reason} for name, reason in refused.items()]
-        print(json.dumps([*(report.to_dict() for report in reports), *without]))
+        print_line(json.dumps([*(report.to_dict() for report in reports), *without]))
     else:
-        print(
-            "\n".join([*comparison(reports), *(f"{name}: refused: {why}" for name, why in refused.items())])
-        )
+        for line in [*comparison(reports), *(f"{name}: refused: {why}" for name, why in refused.items())]:
+            print_line(line)
     return 0 if any(report.fits for report in reports) else 1
 
 
@@ -112,7 +112,7 @@ def _devices_of_the_cpu(name: str) -> int:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    print_line(text, error=True)
 
 
 def _prices(text: str) -> tuple[float, ...]:

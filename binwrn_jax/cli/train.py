@@ -10,22 +10,22 @@ def run_flags(arguments: list[str]) -> int:
     retain_freed_memory()  # before JAX starts its threads
 
     from binwrn_jax.cli.flags import USAGE, parse_flags, take_processes
-    from binwrn_jax.errors import printable
+    from binwrn_jax.cli.output import print_line
     from binwrn_jax.training.config import to_json
 
-    processes, rest = take_processes(arguments)
+    processes, rest = take_processes(["binwrn train", *arguments])
     line = parse_flags(rest, "digits")
     if line.help_wanted:
         print(USAGE + f"\nThe configuration of {line.source} as resolved:\n" + to_json(line.config), end="")
         return 0
-    from binwrn_jax.parallel.processes import is_first, job
+    from binwrn_jax.parallel.processes import is_primary, job
     from binwrn_jax.parallel.signals import Stopped
     from binwrn_jax.training.loop import train
 
     try:
         with job(processes):
-            if is_first():
-                print(printable(f"config {line.source}"), flush=True)
+            if is_primary():
+                print_line(f"config {line.source}")
             train(line.config, line.workdir)
     except Stopped as stopped:
         return stopped.exit_code

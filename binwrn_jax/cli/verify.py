@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from binwrn_jax.cli.output import print_line
 from binwrn_jax.deploy.export import TOLERANCE, compare, exact_arithmetic
-from binwrn_jax.deploy.formats import kind_of
-from binwrn_jax.deploy.jax_runtime import LoadedModel
+from binwrn_jax.deploy.formats import Format, format_of, read_model_file
 from binwrn_jax.deploy.numpy_runtime import NumpyPredictor
-from binwrn_jax.deploy.packed import PackedModel, read_packed
+from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import Predictor
 
@@ -42,36 +42,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks and prints."""
     path = arguments.file
-    kind = kind_of(path)
-    if kind not in ("packed", "onnx"):
+    known = format_of(path)
+    if known is None or known.read is None:
+        kind = known.name if known else "folder"
         raise UserError(
             f"{path}: a packed or ONNX file can be verified, not a {kind}: `binwrn export` makes one"
         )
     try:
-        packed, runtimes = open_all(path, kind)
+        packed, runtimes = open_all(path, known)
     except UserError as error:
-        print(f"FAILED structure: {error}")
+        print_line(f"FAILED structure: {error}")
         return 1
     if packed.multiply_adds > MANY_MULTIPLY_ADDS:
-        print(f"note: {packed.multiply_adds:.1e} multiply-adds per image: this takes minutes", flush=True)
+        print_line(f"note: {packed.multiply_adds:.1e} multiply-adds per image: this takes minutes")
     failed = 0
     for check in checks(packed, path.stat().st_size, runtimes):
-        print(f"{'ok    ' if check.ok else 'FAILED'} {check.what}: {check.found}", flush=True)
+        print_line(f"{'ok    ' if check.ok else 'FAILED'} {check.what}: {check.found}")
         failed += not check.ok
-    print(f"{path}: {f'{failed} of the checks failed' if failed else 'all that it says holds'}")
+    print_line(f"{path}: {f'{failed} of the checks failed' if failed else 'all that it says holds'}")
     return int(failed > 0)
 
 
-def open_all(path: Path, kind: str) -> tuple[PackedModel, dict[str, Predictor]]:
+def open_all(path: Path, known: Format) -> tuple[PackedModel, dict[str, Predictor]]:
     """The content of a file, and the runtimes that can compute its logits, by name."""
-    if kind == "onnx":
-        from binwrn_jax.deploy.onnx_file import open_onnx, read_onnx
-
-        packed = read_onnx(path)
-        return packed, {"onnxruntime": open_onnx(path), "NumPy": NumpyPredictor(packed)}
-    packed = read_packed(path)
+    packed = read_model_file(path, known)
     with exact_arithmetic():
-        return packed, {"JAX": LoadedModel(packed), "NumPy": NumpyPredictor(packed)}
+        runtimes = {name: opener(path) for name, opener in known.proofs.items()}
+    return packed, {**runtimes, "NumPy": NumpyPredictor(packed)}
 
 
 def checks(packed: PackedModel, size: int, runtimes: dict[str, Predictor]) -> Iterator[Check]:

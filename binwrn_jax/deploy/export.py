@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from binwrn_jax.deploy.jax_runtime import open_packed
-from binwrn_jax.deploy.numpy_runtime import open_numpy
-from binwrn_jax.deploy.packed import PackedModel, pack, write_packed
+from binwrn_jax.deploy.formats import Format, get_format
+from binwrn_jax.deploy.packed import PackedModel, pack
 from binwrn_jax.deploy.predictor import JaxPredictor
 from binwrn_jax.errors import UserError
-from binwrn_jax.evaluation import Predictor
 from binwrn_jax.store.model import load_model
-from binwrn_jax.system.files import replace_file
+from binwrn_jax.system.files import replace_files
 
 # Largest difference of two logits, relative to the largest logit. All readers compute in float32, but sum
 # in different orders: about 1e-6 is what comes of that in the networks of the paper.
@@ -36,7 +33,7 @@ def compare(reference: np.ndarray, logits: np.ndarray) -> tuple[float, int]:
       another prediction. An image counts as such only where the two best logits of the reference are
       further apart than the tolerance: a tie is no prediction.
     """
-    largest = max(float(np.abs(reference).max()), np.finfo(np.float32).tiny)
+    largest = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
     error = float(np.abs(reference.astype(np.float64) - logits).max()) / largest
     second, best = np.partition(reference, -2, axis=1)[:, -2:].T
     differ = (reference.argmax(1) != logits.argmax(1)) & (best - second > 2 * TOLERANCE * largest)
@@ -52,36 +49,37 @@ def exact_arithmetic() -> contextlib.AbstractContextManager[Any]:
 
 
 def write_verified(
-    write: Callable[[Path], None],
-    path: Path,
-    readers: Mapping[str, Callable[[Path], Predictor]],
-    images: np.ndarray,
-    reference: np.ndarray,
+    known: Format, packed: PackedModel, path: Path, images: np.ndarray, reference: np.ndarray
 ) -> list[str]:
     """Writes a file under another name, reads it back, compares, and only then gives it its name.
 
     Args:
-      write: writes the file to the path it is given.
+      known: format of the file.
+      packed: the model.
       path: of the file; an older one there stays until the new one is proven.
-      readers: by name, what opens it.
       images: uint8 ``[N, H, W, C]``.
       reference: their logits by the trained network, float32 ``[N, classes]``.
 
     Returns:
-      A line for each reader.
+      A line for each reader of the format.
 
     Raises:
-      UserError: a reader's predictions or logits differ, or the path cannot be written.
+      UserError: the format is not written here, a reader's predictions or logits differ, or the path cannot
+        be written.
     """
+    write, lines = known.write, []
+    proofs = known.proofs or ({known.name: known.open} if known.open else {})
+    if write is None or not proofs:
+        raise UserError(f"files of the format {known.name} cannot be written")
     if not path.absolute().parent.is_dir():
         raise UserError(f"cannot write {path}: there is no such folder")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder")
-    lines = []
 
-    def write_and_compare(unverified: Path) -> None:
-        write(unverified)
-        for name, reader in readers.items():
+    def write_and_compare(folder: Path) -> None:
+        unverified = folder / path.name
+        write(packed, unverified)
+        for name, reader in proofs.items():
             with exact_arithmetic():
                 logits = reader(unverified)(images)
             error, different = compare(reference, logits)
@@ -95,11 +93,8 @@ def write_verified(
                 f"{error:.1e} of the largest (tolerance {TOLERANCE:g})"
             )
 
-    replace_file(path, write_and_compare)
+    replace_files(path, write_and_compare)
     return lines
-
-
-PACKED_READERS: dict[str, Callable[[Path], Predictor]] = {"JAX": open_packed, "NumPy": open_numpy}
 
 
 def reference_of(variables: dict[str, Any], description: dict[str, Any], images: np.ndarray) -> np.ndarray:
@@ -125,5 +120,4 @@ def pack_model(model: Path, path: Path, images: np.ndarray) -> tuple[PackedModel
     variables, description = load_model(model)
     packed = pack(variables, description, images[0])
     reference = reference_of(variables, description, images)
-    lines = write_verified(lambda p: write_packed(packed, p), path, PACKED_READERS, images, reference)
-    return packed, lines
+    return packed, write_verified(get_format("packed"), packed, path, images, reference)

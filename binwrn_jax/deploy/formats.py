@@ -1,20 +1,186 @@
-"""One way to open a model, whatever it is stored as: images in, logits out."""
+"""The table of file formats, and one way to open a model whatever it is stored as: images in, logits out."""
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import logging
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
-
+from binwrn_jax.deploy.c_source.program import open_c, summary_of_c, write_c
+from binwrn_jax.deploy.jax_runtime import open_packed
+from binwrn_jax.deploy.layers import layers_of, layers_of_model
+from binwrn_jax.deploy.native import open_native
+from binwrn_jax.deploy.numpy_runtime import open_numpy
+from binwrn_jax.deploy.onnx_file import open_onnx, read_onnx, write_onnx
+from binwrn_jax.deploy.packed import PackedModel, read_packed, write_packed
 from binwrn_jax.deploy.predictor import JaxPredictor, LayerRow
+from binwrn_jax.deploy.stablehlo import open_stablehlo, write_stablehlo
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE, Predictor
-from binwrn_jax.nn.rules import get_rule, he_scale, is_one_bit
-from binwrn_jax.store.model import load_model
+from binwrn_jax.store.model import Model
+
+Opener = Callable[[Path], Predictor]
+Reader = Callable[[Path], PackedModel]
+Writer = Callable[[PackedModel, Path], None]
 
 RUNTIMES = ("auto", "numpy", "native")
+START = 4096  # bytes of a file by which it is recognised
+PLUGINS = "binwrn_jax.formats"  # entry points: objects of the class `Format`
+
+log = logging.getLogger(__name__)
+
+
+def _size(path: Path, packed: PackedModel) -> str:
+    size, ideal = path.stat().st_size, packed.ideal_bytes
+    ratio = size / max(ideal, 1)  # there may be no convolution
+    return f"{size:,} bytes, {ratio:.4f} x the {ideal:,} bytes of its bits"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of model files. A new one is a module and a row of `FORMATS`, or an entry point.
+
+    Attributes:
+      name: of ``binwrn export --format``.
+      suffix: of the files' names, with the dot.
+      recognises: tells a file of this format from others by its first `START` bytes and its size.
+      write: writes a packed model to a path; companions of the file go beside it. `binwrn_jax.deploy.export`
+        proves each file before it gets its name.
+      open: a file as a predictor; None where it cannot be run by itself.
+      read: the packed model that a file was made from, bit for bit; None where it does not hold it.
+      proofs: by name, what must open a new file and give the network's logits.
+      runtimes: other openers, by their name in `RUNTIMES`.
+      made_here: tells whether a file of this format is one that ``binwrn export`` wrote and may replace.
+      companions: suffixes of the files that ``write`` writes beside.
+      summary: says of a written file what a user wants to read of it.
+      extra: of this package, which brings what the format needs; '' for none.
+    """
+
+    name: str
+    suffix: str
+    recognises: Callable[[bytes, int], bool]
+    write: Writer | None = None
+    open: Opener | None = None
+    read: Reader | None = None
+    proofs: Mapping[str, Opener] = field(default_factory=dict)
+    runtimes: Mapping[str, Opener] = field(default_factory=dict)
+    made_here: Callable[[bytes], bool] = lambda start: True
+    companions: tuple[str, ...] = ()
+    summary: Callable[[Path, PackedModel], str] = _size
+    extra: str = ""
+
+
+def _is_packed(start: bytes, size: int) -> bool:
+    """safetensors: the length of a JSON header, then the header."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
+
+
+def _is_onnx(start: bytes, size: int) -> bool:
+    """A protobuf whose field 1 is the (small) version of the format, followed by another of its fields."""
+    return start[:1] == b"\x08" and 0 < int.from_bytes(start[1:2]) < 128 and start[2:3] in b'\x12\x1a":BJr'
+
+
+FORMATS = (
+    Format(
+        "packed",
+        ".safetensors",
+        _is_packed,
+        write=write_packed,
+        open=open_packed,
+        read=read_packed,
+        proofs={"JAX": open_packed, "NumPy": open_numpy},
+        runtimes={"numpy": open_numpy, "native": open_native},
+        made_here=lambda start: start[8:].startswith(b'{"__metadata__":{"binwrn'),
+    ),
+    Format(
+        "onnx",
+        ".onnx",
+        _is_onnx,
+        write=write_onnx,
+        open=open_onnx,
+        read=read_onnx,
+        proofs={"onnxruntime": open_onnx},
+        made_here=lambda start: b"binwrn-jax" in start[:64],
+        extra="deploy",
+    ),
+    Format(
+        "stablehlo",
+        ".stablehlo",
+        lambda start, size: start.startswith(b"binwrn-stablehlo "),
+        write=write_stablehlo,
+        open=open_stablehlo,
+        proofs={"StableHLO": open_stablehlo},
+        extra="deploy",
+    ),
+    Format(
+        "c",
+        ".c",
+        lambda start, size: start.startswith(b"/* Written by binwrn export --format c."),
+        write=write_c,
+        proofs={"compiled here": open_c},
+        companions=(".h",),
+        summary=lambda path, packed: summary_of_c(path),
+    ),
+)
+
+
+@functools.cache
+def all_formats() -> tuple[Format, ...]:
+    """`FORMATS` and those of other packages; one that cannot be loaded is named on the log and left out."""
+    found = list(FORMATS)
+    for entry in importlib.metadata.entry_points(group=PLUGINS):
+        try:
+            plugin = entry.load()
+            if not isinstance(plugin, Format) or any(plugin.name == known.name for known in found):
+                raise TypeError("no binwrn_jax.deploy.formats.Format, or its name is taken")
+            found.append(plugin)
+        except Exception as error:
+            log.warning("left out: the format %s (%s: %s)", entry.value, type(error).__name__, error)
+    return tuple(found)
+
+
+def get_format(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+      UserError: there is none.
+    """
+    for known in all_formats():
+        if known.name == name:
+            return known
+    raise UserError(f"unknown format {name!r}: choose one of {', '.join(f.name for f in all_formats())}")
+
+
+def format_of(path: str | Path) -> Format | None:
+    """The format of a file, by its content and not by its name; None for a folder.
+
+    Raises:
+      UserError: nothing there, or a file of no known format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return None
+    try:
+        with open(path, "rb") as file:
+            start = file.read(START)
+            size = file.seek(0, os.SEEK_END)
+    except FileNotFoundError as error:
+        raise UserError(f"no model at {path}: there is no such file or folder") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    for known in all_formats():
+        if known.recognises(start, size):
+            return known
+    if start.startswith(b"MATLAB"):
+        raise UserError(f"{path} is a MATLAB file: `binwrn import {path} --output DIR` makes a model of it")
+    raise UserError(
+        f"{path} is no model: expected a folder, or a file in one of the formats "
+        + ", ".join(known.name for known in all_formats())
+    )
 
 
 def open_model(
@@ -37,62 +203,25 @@ def open_model(
     path = Path(path)
     if runtime not in RUNTIMES:
         raise UserError(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
-    kind = kind_of(path)
-    if runtime != "auto" and kind != "packed":
+    known = format_of(path)
+    if known is None:
+        if runtime != "auto":
+            raise UserError(f"{path}: runtime {runtime!r} reads packed files only: `binwrn export` makes one")
+        model = Model.load(path)
+        fields = model.description.to_dict()
+        return JaxPredictor(dict(model.variables), fields, dtype=dtype, batch_size=batch_size)
+    if dtype:
+        raise UserError(
+            f"{path}: a {known.name} file has its dtype fixed: give a model folder, or no --dtype"
+        )
+    opener = known.open if runtime == "auto" else known.runtimes.get(runtime)
+    if opener is None and runtime != "auto":
         raise UserError(f"{path}: runtime {runtime!r} reads packed files only: `binwrn export` makes one")
-    if dtype and kind != "folder":
-        raise UserError(f"{path}: a {kind} file has its dtype fixed: give a model folder, or no --dtype")
-    if kind == "folder":
-        variables, description = load_model(path)
-        return JaxPredictor(variables, description, dtype=dtype, batch_size=batch_size)
-    if kind == "onnx":
-        from binwrn_jax.deploy.onnx_file import open_onnx
-
-        return open_onnx(path)
-    if kind == "stablehlo":
-        from binwrn_jax.deploy.stablehlo import open_stablehlo
-
-        return open_stablehlo(path)
-    if runtime == "numpy":
-        from binwrn_jax.deploy.numpy_runtime import open_numpy
-
-        return open_numpy(path)
-    if runtime == "native":
-        from binwrn_jax.deploy.native import open_native
-
-        return open_native(path)
-    from binwrn_jax.deploy.jax_runtime import open_packed
-
-    return open_packed(path)
-
-
-def kind_of(path: Path) -> str:
-    """``'folder'``, ``'packed'``, ``'onnx'`` or ``'stablehlo'``.
-
-    Raises:
-      UserError: nothing there, or a file of none of these kinds.
-    """
-    if not path.is_file():
-        return "folder"  # or nothing at all: `load_model` says what is wrong
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-            size = file.seek(0, os.SEEK_END)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    # safetensors: the length of a JSON header, then the header.
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
-        return "packed"
-    # ONNX: a protobuf whose field 1 is the (small) version of the format, followed by another of its fields.
-    if start[:1] == b"\x08" and 0 < int.from_bytes(start[1:2]) < 128 and start[2:3] in b'\x12\x1a":BJr':
-        return "onnx"
-    if start.startswith(b"binwrn-stablehlo "):
-        return "stablehlo"
-    if start.startswith(b"MATLAB"):
-        raise UserError(f"{path} is a MATLAB file: `binwrn import {path} --output DIR` makes a model of it")
-    raise UserError(
-        f"{path} is no model: expected a packed (safetensors), ONNX or StableHLO file, or a folder"
-    )
+    if opener is None:
+        raise UserError(
+            f"{path}: a {known.name} file cannot be run from here: give what it was exported from"
+        )
+    return opener(path)
 
 
 def layers(path: str | Path) -> list[LayerRow]:
@@ -105,42 +234,21 @@ def layers(path: str | Path) -> list[LayerRow]:
       UserError: nothing there, or of a kind whose layers are not listed.
     """
     path = Path(path)
-    kind = kind_of(path)
-    if kind == "folder":
-        return _folder_layers(path)
-    if kind == "packed":
-        from binwrn_jax.deploy.layers import layers as packed_layers
-
-        return packed_layers(path)
-    if kind == "onnx":
-        from binwrn_jax.deploy.layers import layers_of
-        from binwrn_jax.deploy.onnx_file import read_onnx
-
-        return layers_of(read_onnx(path))
-    raise UserError(f"{path}: the layers of a {kind} file are not listed: inspect what it was exported from")
+    known = format_of(path)
+    if known is None:
+        return layers_of_model(Model.load(path))
+    return layers_of(read_model_file(path, known))
 
 
-def _folder_layers(path: Path) -> list[LayerRow]:
-    variables, description = load_model(path)
-    weights, plain = description["model"]["weights"], description["model"]["plain"]
-    params = variables["params"]
-    names = sorted((name for name in params if "kernel" in params[name]), key=lambda name: int(name[4:]))
-    rows = []
-    for name in names:
-        latent = jnp.asarray(params[name]["kernel"])
-        scale = he_scale(latent.shape, plain=plain)
-        effective = np.asarray(get_rule(weights)(latent, scale))
-        one_bit = is_one_bit(weights)
-        bits = effective.size * (1 if one_bit else 32)
-        rows.append(
-            LayerRow(
-                name=name,
-                shape=effective.shape,
-                scale=scale if weights == "1bit" else None,
-                plus_share=float((effective > 0).mean()) if one_bit else None,
-                values=len(np.unique(effective)),
-                bits=bits,
-                bytes=-(-bits // 8),
-            )
+def read_model_file(path: Path, known: Format) -> PackedModel:
+    """The packed model in a file of a known format.
+
+    Raises:
+      UserError: the format does not hold it, or the file is damaged.
+    """
+    if known.read is None:
+        raise UserError(
+            f"{path} is a program and no longer a network ({known.name}): give the model or the packed file "
+            "that it was exported from"
         )
-    return rows
+    return known.read(path)

@@ -1,23 +1,15 @@
-"""The convolutions of packed models, for ``binwrn inspect``."""
+"""The convolutions of models, for ``binwrn inspect``."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import jax.numpy as jnp
 import numpy as np
 
-from binwrn_jax.deploy.packed import PackedModel, read_packed
+from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.deploy.predictor import LayerRow
-from binwrn_jax.nn.rules import he_scale
-
-
-def layers(path: str | Path) -> list[LayerRow]:
-    """The convolutions of a packed file in order of use, for ``binwrn inspect``.
-
-    Raises:
-      UserError: see `read_packed`.
-    """
-    return layers_of(read_packed(path))
+from binwrn_jax.errors import UserError
+from binwrn_jax.nn.rules import get_rule, he_scale, is_one_bit
+from binwrn_jax.store.model import Model
 
 
 def layers_of(packed: PackedModel) -> list[LayerRow]:
@@ -39,4 +31,37 @@ def layers_of(packed: PackedModel) -> list[LayerRow]:
                     bytes=packed.coded.get(operation["tensor"], -(-signs.size // 8)),
                 )
             )
+    return rows
+
+
+def layers_of_model(model: Model) -> list[LayerRow]:
+    """The convolutions of a trained network of this package in order of use.
+
+    Raises:
+      UserError: it is another network.
+    """
+    variables, fields = model.variables, model.description.model
+    if fields is None:
+        raise UserError("the layers of a network of your own are not listed: export it, and inspect the file")
+    weights, plain = fields["weights"], fields["plain"]
+    params = variables["params"]
+    names = sorted((name for name in params if "kernel" in params[name]), key=lambda name: int(name[4:]))
+    rows = []
+    for name in names:
+        latent = jnp.asarray(params[name]["kernel"])
+        scale = he_scale(latent.shape, plain=plain)
+        effective = np.asarray(get_rule(weights)(latent, scale))
+        one_bit = is_one_bit(weights)
+        bits = effective.size * (1 if one_bit else 32)
+        rows.append(
+            LayerRow(
+                name=name,
+                shape=effective.shape,
+                scale=scale if weights == "1bit" else None,
+                plus_share=float((effective > 0).mean()) if one_bit else None,
+                values=len(np.unique(effective)),
+                bits=bits,
+                bytes=-(-bits // 8),
+            )
+        )
     return rows

@@ -24,7 +24,7 @@ import numpy as np
 from binwrn_jax.deploy.jax_runtime import LoadedModel
 from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.deploy.predictor import in_batches
-from binwrn_jax.errors import UserError
+from binwrn_jax.errors import UserError, require
 from binwrn_jax.evaluation import BATCH_SIZE
 from binwrn_jax.nn.operations import portable
 from binwrn_jax.system.files import replace_file
@@ -40,8 +40,9 @@ def write_stablehlo(packed: PackedModel, path: str | Path) -> None:
     ``[batch, num_classes]``.
 
     Raises:
-      UserError: the path cannot be written.
+      UserError: the package flatbuffers is not installed, or the path cannot be written.
     """
+    require("flatbuffers", "writing StableHLO files")
     model = LoadedModel(packed, keep_packed=True)  # its kernels are replaced below
 
     @jax.jit
@@ -95,6 +96,7 @@ def open_stablehlo(path: str | Path) -> StablehloPredictor:
       UserError: no such file; not of this project; damaged; made by a JAX too new or too old for the
         one here, or not for the device here.
     """
+    require("flatbuffers", "reading StableHLO files")
     try:
         parts = Path(path).read_bytes().split(b"\n", 2)
     except OSError as error:

@@ -63,6 +63,31 @@ def replace_file(path: str | Path, content: str | bytes | Callable[[Path], objec
         os.close(descriptor)
 
 
+def replace_files(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Replaces a file and its companions beside it, each whole; the file itself comes last.
+
+    Args:
+      path: of the file; its folder exists.
+      write: fills the empty folder that it is given with a file of the name of ``path`` and its companions,
+        and may check what it wrote: if it raises, the old files stay.
+
+    Raises:
+      OSError: a file cannot be written; those that have not been replaced are as they were.
+    """
+    path = Path(path).absolute()
+    remove_leftovers(path.parent, {path.name})
+    fresh, descriptor = _create(path, folder=True)
+    try:
+        write(fresh)
+        sync_folder(fresh)
+        for name in sorted(os.listdir(fresh), key=lambda name: name == path.name):
+            os.replace(fresh / name, path.parent / name)
+        _sync_names(path.parent)
+    finally:
+        _discard(fresh)
+        os.close(descriptor)
+
+
 def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
     """Writes a folder so that `find_folder` finds the old one or the new one, never a part.
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
+from binwrn_jax.errors import printable
 from binwrn_jax.training.records import Record
 
 
@@ -128,10 +129,10 @@ class Progress:
             return
         self._last = now
         if self._live:
-            self._stream.write(f"\r\x1b[2K{line}")
+            self._stream.write(f"\r\x1b[2K{printable(line)}")
             self._dirty = True
         else:
-            self._stream.write(line + "\n")
+            self._stream.write(printable(line) + "\n")
         self._stream.flush()
 
     def say(self, line: str) -> None:
@@ -140,5 +141,5 @@ class Progress:
             return
         self._stream.write("\r\x1b[2K" if self._dirty else "")
         self._dirty = False
-        self._stream.write(line + "\n")
+        self._stream.write(printable(line) + "\n")
         self._stream.flush()

@@ -304,12 +304,12 @@ def test_stablehlo_runs_from_plain_jax(packed, tmp_path):
 
 
 def test_open_model_and_layers_know_both_by_content(packed, tmp_path):
-    from binwrn_jax.deploy.formats import kind_of, layers, open_model
+    from binwrn_jax.deploy.formats import format_of, layers, open_model
     from binwrn_jax.deploy.packed import write_packed
 
     for name, (write, _) in EXPORTERS.items():
         write(packed, tmp_path / name)
-        assert kind_of(tmp_path / name) == name
+        assert format_of(tmp_path / name).name == name
         assert open_model(tmp_path / name)(images_of((8, 8, 3), 2)).shape == (2, 10)
     write_packed(packed, tmp_path / "packed")
     assert layers(tmp_path / "onnx") == layers(tmp_path / "packed")

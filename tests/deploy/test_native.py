@@ -20,7 +20,8 @@ from packed_networks import Network, any_network, residual, wide_resnet
 from binwrn_jax.cli.main import main
 from binwrn_jax.data.open import load
 from binwrn_jax.deploy import native, numpy_reader
-from binwrn_jax.deploy.c_source import CProgram, generate
+from binwrn_jax.deploy.c_source.generate import generate
+from binwrn_jax.deploy.c_source.program import open_c, write_c
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.deploy.packed import PackedModel, read_packed, serialise
 from binwrn_jax.errors import UserError
@@ -103,13 +104,14 @@ def test_agrees_with_the_definition(packed, path, kernel, threads):
     assert_close(model.predict(packed.golden_image[None]), packed.golden_logits[None])
 
 
-def test_golden_file_of_the_format():
+def test_golden_file_of_the_format(tmp_path):
     path = Path(__file__).parents[1] / "golden" / "packed_v1.safetensors"
     golden = read_packed(path)
     image, wanted = golden.golden_image[None], golden.golden_logits[None]
     for kernel in kernels():
         assert_close(native.load(path, kernel=kernel).predict(image), wanted)
-    assert_close(CProgram(generate(golden, "golden"), golden, "golden")(image), wanted)
+    write_c(golden, tmp_path / "golden.c")
+    assert_close(open_c(tmp_path / "golden.c")(image), wanted)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -508,7 +510,8 @@ def test_program_says_what_is_wrong(program, path, tmp_path):
 def test_generated_c_of_any_network(seed, tmp_path):
     packed = any_network(np.random.default_rng(100 + seed))
     images = images_of(packed, 2)
-    logits = CProgram(generate(packed, "m"), packed, "m")(images)
+    write_c(packed, tmp_path / "m.c")
+    logits = open_c(tmp_path / "m.c")(images)
     wanted = reference(packed, images)
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * max(np.abs(wanted).max(), 1e-3))
 
@@ -519,9 +522,9 @@ def test_generated_c_keeps_foreign_text_in_its_comments(packed, tmp_path):
     named = PackedModel(
         {**packed.metadata, **strange}, packed.bits, packed.affines, packed.golden_image, packed.golden_logits
     )
-    program = generate(named, "m")
-    assert "MIT ./ #error /. ../" in program.source
-    logits = CProgram(program, named, "m")(named.golden_image[None])
+    write_c(named, tmp_path / "m.c")
+    assert "MIT ./ #error /. ../" in (tmp_path / "m.c").read_text()
+    logits = open_c(tmp_path / "m.c")(named.golden_image[None])
     np.testing.assert_allclose(logits, named.golden_logits[None], rtol=1e-5, atol=1e-5)
 
 

@@ -23,8 +23,7 @@ from binwrn_jax import UserError, load_packed, save_model
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import export as verified
 from binwrn_jax.deploy import numpy_reader
-from binwrn_jax.deploy.formats import open_model
-from binwrn_jax.deploy.layers import layers
+from binwrn_jax.deploy.formats import layers, open_model
 from binwrn_jax.deploy.numpy_runtime import open_numpy
 from binwrn_jax.deploy.packed import pack, pack_signs, read_packed, serialise, write_packed
 from binwrn_jax.nn.registry import create_network
@@ -544,7 +543,8 @@ def test_export_compares_on_the_real_test_set(digits, tmp_path, monkeypatch):
 def test_export_that_differs_is_refused_and_leaves_the_old_file(model_folder, tmp_path, capsys, monkeypatch):
     """A bug in a writer, here one bit, does not get past the comparison."""
     output = tmp_path / "out.safetensors"
-    output.write_bytes(b"old")
+    old = GOLDEN.read_bytes()  # an earlier export
+    output.write_bytes(old)
 
     def wrong(kernel):
         bits = pack_signs(kernel)
@@ -556,7 +556,7 @@ def test_export_that_differs_is_refused_and_leaves_the_old_file(model_folder, tm
     assert main(["export", str(model_folder), *arguments]) == 2
     error = capsys.readouterr().err
     assert "is not written: read back by JAX" in error and error.count("\n") == 1
-    assert output.read_bytes() == b"old"
+    assert output.read_bytes() == old
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
 
 

@@ -1,0 +1,77 @@
+"""What the verbs print and where they write."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from binwrn_jax.errors import UserError, printable
+from binwrn_jax.store.model import MODEL_FILE
+
+
+def print_line(text: str, error: bool = False) -> None:
+    """Prints one line at once; names in it cannot send escape sequences to a terminal.
+
+    Args:
+      text: of the line.
+      error: to stderr.
+    """
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def check_file_output(
+    output: Path, inputs: Sequence[Path], what: str, is_one: Callable[[Path], bool]
+) -> None:
+    """Refuses to write a file where it would replace something that is not an older one of its kind.
+
+    Args:
+      output: path of the file to be written.
+      inputs: files and folders that the command reads.
+      what: the kind of the file, for the message: 'packed file'.
+      is_one: tells of an existing file whether it is of this kind.
+
+    Raises:
+      UserError: see above, or there is no folder to write it in; nothing has been written.
+    """
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"cannot write {output}: there is no such folder")
+    if output.is_dir():
+        raise UserError(f"cannot write {output}: it is a folder")
+    if any(_same(output, path) for path in inputs):
+        raise UserError(f"cannot write {output}: the command reads it; choose another name")
+    for folder in (parent, *parent.parents):
+        if (folder / MODEL_FILE).is_file():
+            raise UserError(f"cannot write {output}: {folder} is a model folder; choose another name")
+    if (output.exists() or output.is_symlink()) and not (output.is_file() and is_one(output)):
+        raise UserError(f"cannot write {output}: it is there already and is no {what}; choose another name")
+
+
+def check_folder_output(output: Path, inputs: Sequence[Path], what: str, mark: str) -> None:
+    """Refuses to write a folder where it would replace something that is not an older one of its kind.
+
+    Args:
+      output: the folder to be written; an empty one may be there.
+      inputs: files and folders that the command reads.
+      what: the kind of the folder, for the message: 'model folder'.
+      mark: name of a file that each folder of this kind has.
+
+    Raises:
+      UserError: see above; nothing has been written.
+    """
+    if (output.is_symlink() and not output.exists()) or (output.exists() and not output.is_dir()):
+        raise UserError(f"cannot write the folder {output}: there is a file of this name")
+    if not output.exists():
+        return
+    folder = output.resolve()
+    if any(path.exists() and folder in (path.resolve(), *path.resolve().parents) for path in inputs):
+        raise UserError(f"cannot write the folder {output}: the command reads from it; choose another name")
+    if any(output.iterdir()) and not (output / mark).is_file():
+        raise UserError(
+            f"cannot write the folder {output}: it is there already and is no {what}; choose another name"
+        )
+
+
+def _same(output: Path, path: Path) -> bool:
+    return output.exists() and path.exists() and output.samefile(path)
