@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import coded_corpus
 import numpy as np
 from packed_corpus import ACCEPTED, ZEROS, Parts, assemble, chain, container, golden_parts, seal
 from packed_networks import any_network
@@ -162,7 +163,7 @@ def change_tensor(rng: np.random.Generator, parts: Parts) -> None:
     array = parts.tensors[name].copy()
     if array.dtype == np.uint8 and array.size:
         array.flat[rng.integers(array.size)] = rng.integers(256)
-    elif array.size:
+    elif array.size and array.dtype == np.float32:
         for _ in range(rng.integers(1, 4)):
             array.flat[rng.integers(array.size)] = magnitude(rng)
         if rng.random() < 0.3:
@@ -204,6 +205,27 @@ def random_parts(rng: np.random.Generator) -> Parts:
     return Parts(json.loads(json.dumps(packed.metadata)), {}, tensors, {numpy_reader.CHECKSUM: ZEROS})
 
 
+def random_coded_file(rng: np.random.Generator) -> bytes:
+    """A file of version 2, with coded kernels, and none to two changes."""
+    parts = coded_corpus.coded_parts(*rng.choice(["conv0", "conv1"], rng.integers(1, 3), replace=False))
+    coded = [name for name in parts.tensors if name.endswith(".coded")]
+    for _ in range(rng.integers(0, 3)):
+        match rng.integers(0, 4):
+            case 0:
+                change_place(rng, parts.metadata)
+            case 1:
+                change_tensor(rng, parts)
+            case 2:
+                words = parts.tensors[rng.choice(coded)]
+                words[rng.integers(len(words)) if rng.random() < 0.5 else rng.integers(140)] = rng.integers(
+                    1 << 16
+                )
+            case _:
+                name = rng.choice(coded)
+                parts.tensors[name] = parts.tensors[name][: rng.integers(1, len(parts.tensors[name]))]
+    return coded_corpus.lay(parts)
+
+
 def random_file(rng: np.random.Generator) -> bytes:
     """A file with none to three changes."""
     kind = rng.random()
@@ -211,6 +233,8 @@ def random_file(rng: np.random.Generator) -> bytes:
         return ACCEPTED[str(rng.choice([name for name in ACCEPTED if "4096" not in name]))]()
     if kind < 0.08:
         return chain(int(rng.integers(2, 45)), float(10 ** rng.uniform(-1, 6)))
+    if kind < 0.16:
+        return change_text(rng, random_coded_file(rng))
     parts = random_parts(rng)
     parts.lay()
     if rng.random() < 0.2:
@@ -311,7 +335,7 @@ class Fuzz:
         shape = contents.metadata["input"]["shape"]
         images = rng.integers(0, 256, (2, *shape), np.uint8)
         images[0] = contents.tensors["golden.image"]
-        watched = Watched(*contents)
+        watched = Watched(contents.metadata, contents.tensors)
         runs = {"C": model.predict}
         if rng.random() < JAX_SHARE and len(contents.metadata["operations"]) < 100:
             runs["JAX"] = load_packed(self.path)

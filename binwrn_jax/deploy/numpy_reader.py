@@ -552,11 +552,14 @@ def value_shapes(
     expected["golden.image"] = DTYPES["U8"], image_shape
     expected["golden.logits"] = DTYPES["F32"], (classes,)
     for name, wanted in expected.items():
-        found = tensor_shapes.get(name, ())
-        _demand(bool(found), f"tensor {_brief(name)} is missing")
-        for have, want in zip(found, wanted, strict=True):
-            fits = have == want or (want == (0,) and len(have) == 1)
-            _demand(fits, f"tensor {_brief(name)} has {have}, but the operations need {want}")
+        _demand(name in tensor_shapes, f"tensor {_brief(name)} is missing")
+        (dtype, have), (wanted_dtype, want) = tensor_shapes[name], wanted
+        _demand(
+            dtype == wanted_dtype,
+            f"tensor {_brief(name)} has {dtype}, but the operations need {wanted_dtype}",
+        )
+        fits = have == want or (want == (0,) and len(have) == 1)
+        _demand(fits, f"tensor {_brief(name)} has {have}, but the operations need {want}")
     _demand(expected.uncoded_bytes <= MAX_DATA, f"more than {MAX_DATA} bytes of tensors")
     unused = sorted(set(tensor_shapes) - set(expected))
     _demand(not unused, f"tensor {_brief(unused[:1])} is used by no operation")
