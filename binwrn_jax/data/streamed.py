@@ -200,7 +200,7 @@ class StreamedData:
         """Stops the workers; a further `batch` starts them again."""
         if self._stream is not None:
             self._stream.close()
-        self._stream, self._next = None, -1
+        self._stream, self._batches, self._next = None, iter(()), -1
 
     def _open(self, source: Any, position: int) -> Any:
         return stream(source, position, min(self._workers, len(source)), self._prefetch)

@@ -50,6 +50,8 @@ def stream(source: Any, start: int, workers: int, prefetch: int) -> Any:
     options = grain.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=max(1, -(-prefetch // workers))
     )
+    # Grain gives shared memory back in a thread that ends with the program, before its work is done.
+    grain.multiprocessing.SharedMemoryArray.enable_async_del = lambda *arguments, **options: None
     init = functools.partial(_init_worker, os.getpid())
     return iter(elements.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=init))
 
@@ -72,7 +74,7 @@ def iterate_batches(iterator: Any) -> Iterator[Batch]:
     """The elements of `stream`; what goes wrong in a worker becomes a `UserError`."""
     while True:
         try:
-            yield next(iterator)
+            yield _own(next(iterator))
         except StopIteration:
             return
         except UserError as error:  # without the worker's traceback
@@ -85,3 +87,12 @@ def iterate_batches(iterator: Any) -> Iterator[Batch]:
                 f"a data worker died (exit code {code}; -9 is often a lack of memory): start again to resume "
                 "at the last checkpoint, with fewer --config.data.workers where memory is short"
             ) from error
+
+
+def _own(batch: Batch) -> Batch:
+    """The batch in memory of this process alone.
+
+    What a worker sends lies in memory shared with it, which ends with the last array that uses it; an array
+    of JAX may be one of them, for as long as the program runs.
+    """
+    return {name: array if type(array) is np.ndarray else np.array(array) for name, array in batch.items()}

@@ -6,7 +6,10 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import own_images
@@ -21,6 +24,7 @@ from binwrn_jax.data.report import report
 from binwrn_jax.errors import UserError
 from binwrn_jax.parallel.sharding import make_mesh
 
+ROOT = Path(__file__).parents[2]
 SIZED = ImageOptions(size=16, skip_broken=True)
 
 
@@ -310,6 +314,36 @@ def test_streamed_own_images_resume_at_any_position(flowers):
     np.testing.assert_array_equal(np.bincount(one_epoch), np.bincount(dataset.arrays("train").labels))
 
 
+STREAM = """
+import sys
+from binwrn_jax.data.dataset import ImageOptions
+from binwrn_jax.data.open import open_batches, open_dataset
+from binwrn_jax.parallel.sharding import make_mesh
+
+if __name__ == "__main__":
+    options = ImageOptions(size=64, skip_broken=True, stream="yes")
+    dataset = open_dataset(sys.argv[1], None, options)
+    train = open_batches(dataset, "train", make_mesh(1), 8, workers=2, prefetch=4)
+    test = open_batches(dataset, "test", make_mesh(1), 2, workers=1)
+    kept = [train.batch(position) for position in (0, 1, 5)]
+    kept += list(test.in_order())
+    train.close()
+    print(len(kept))
+"""
+
+
+def test_workers_leave_nothing_behind(flowers, tmp_path):
+    """No shared memory, no message of an iterator that ends after its modules."""
+    script = tmp_path / "stream.py"
+    script.write_text(STREAM)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, str(script), f"folder:{flowers}"],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "6\n", "")
+
+
 def test_on_the_devices_and_streamed_the_order_and_pixels_are_the_same(flowers):
     found = []
     for stream in ("no", "yes"):
@@ -528,8 +562,7 @@ def parquet(tmp_path_factory):
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    import datasets
-
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install '.[hf]'")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
