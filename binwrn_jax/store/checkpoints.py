@@ -12,6 +12,7 @@ import jax
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.store.manifest import Damaged, check_files, describe_files, open_sealed, readable, seal
+from binwrn_jax.store.orbax import silence_closed_loops
 from binwrn_jax.system.files import replace_file, sync_folder
 
 MANIFEST_FILE = "binwrn-manifest.json"
@@ -31,6 +32,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+        silence_closed_loops()
         self._directory = directory
         self._ocp = ocp
         self._saving = -1

@@ -17,6 +17,7 @@ import numpy as np
 from binwrn_jax.errors import UserError
 from binwrn_jax.store.description import Description
 from binwrn_jax.store.manifest import Damaged, check_files, describe_files, open_sealed, readable, seal
+from binwrn_jax.store.orbax import own_checkpointer
 from binwrn_jax.system.files import find_folder, replace_folder
 
 MODEL_FILE = "model.json"
@@ -59,7 +60,7 @@ class Model:
         fields = {"format": MODEL_FORMAT, **self.description.to_dict()}
 
         def write(folder: Path) -> None:
-            with _own_checkpointer() as checkpointer:
+            with own_checkpointer() as checkpointer:
                 checkpointer.save(folder / VARIABLES, host)
             content = seal({**fields, "files": describe_files(folder)})
             (folder / MODEL_FILE).write_text(content, encoding="utf-8")
@@ -98,7 +99,7 @@ class Model:
             description = _read_description(directory)
             network = network or description.network()
             expected = _variables_of(network, description)
-            with _own_checkpointer() as checkpointer:
+            with own_checkpointer() as checkpointer:
                 stored = checkpointer.metadata(directory.absolute() / VARIABLES).item_metadata.tree
                 expected = stored if expected is None else expected
                 if difference := _difference(expected, stored):
@@ -223,15 +224,3 @@ def _identity(directory: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _own_checkpointer() -> Any:
-    """An Orbax checkpointer for host arrays that waits for no other process."""
-    import orbax.checkpoint as ocp
-
-    me = jax.process_index()
-    return ocp.StandardCheckpointer(
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-        )
-    )

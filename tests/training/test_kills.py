@@ -62,6 +62,7 @@ def test_two_hundred_kills_at_random_moments(tmp_path):
             server.finish(workdir)
             assert facts(workdir) == wanted, f"run {runs}, after {kills} kills"
             runs += 1
+            print(f"{kills} kills, {runs} runs", flush=True)
     print(f"{kills} kills in {runs} runs; the last call before them: {dict(phases.most_common())}")
 
 
