@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -30,10 +29,11 @@ def silence_closed_loops() -> None:
     When a file cannot be written (a full disk), Orbax raises that and closes its event loop. Writes that are
     still under way then find the loop closed, and TensorStore prints a traceback for each.
     """
-    before = sys.excepthook
+    before = sys.unraisablehook
 
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    def hook(failure: Any) -> None:
+        error = failure.exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            before(kind, error, traceback)
+            before(failure)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
