@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,17 +20,18 @@ def layers_of(packed: PackedModel) -> list[LayerRow]:
     rows = []
     for operation in packed.operations:
         if operation["op"] == "conv":
-            signs = packed.signs(operation["tensor"])
+            shape = (*operation["window"], *operation["channels"])
+            size, plus = math.prod(shape), packed.count_plus(operation["tensor"])
             one_scale = network.get("weights") == "1bit"
             rows.append(
                 LayerRow(
                     name=operation["tensor"],
-                    shape=signs.shape,
-                    scale=he_scale(signs.shape, plain=bool(network.get("plain"))) if one_scale else None,
-                    plus_share=float((signs > 0).mean()),
-                    values=len(np.unique(signs)),
-                    bits=signs.size,
-                    bytes=packed.coded.get(operation["tensor"], -(-signs.size // 8)),
+                    shape=shape,
+                    scale=he_scale(shape, plain=bool(network.get("plain"))) if one_scale else None,
+                    plus_share=plus / size,
+                    values=2 if 0 < plus < size else 1,
+                    bits=size,
+                    bytes=packed.coded.get(operation["tensor"], -(-size // 8)),
                 )
             )
     return rows

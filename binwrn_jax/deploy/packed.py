@@ -97,6 +97,10 @@ class PackedModel:
             "dataset": self.metadata.get("dataset"),
         }
 
+    def count_plus(self, name: str) -> int:
+        """How many weights of the convolution ``name`` are +1, without making floats of them."""
+        return int(np.bitwise_count(self.bits[name]).sum())  # padding bits are 0
+
     def signs(self, name: str) -> np.ndarray:
         """Weights of the convolution ``name``: float32 ``[F_h, F_w, C_in, C_out]`` of -1 and +1."""
         operation = next(op for op in self.operations if op.get("tensor") == name)
