@@ -123,7 +123,7 @@ def _bound_json(text: str, what: str) -> None:
         _demand(depth <= MAX_NESTING, f"{what} is nested more than {MAX_NESTING} deep")
 
 
-def _parse_json(text: str, what: str) -> dict[str, Any]:
+def parse_json(text: str, what: str) -> dict[str, Any]:
     """A JSON object, of a text that keeps the limits and has only complete Unicode characters."""
     _bound_json(text, what)
     try:
@@ -200,7 +200,7 @@ def read_header(file: BinaryIO) -> Header:
         len(text) == length and text.startswith(b"{"), "not a packed model: no header of a safetensors file"
     )
     try:
-        header = _parse_json(text.decode("utf-8"), "the header")
+        header = parse_json(text.decode("utf-8"), "the header")
     except UnicodeDecodeError as error:
         raise PackedFileError("the header is not UTF-8") from error
     outer = header.pop("__metadata__", None)
@@ -208,7 +208,7 @@ def read_header(file: BinaryIO) -> Header:
         isinstance(outer, dict) and isinstance(_field(outer, "binwrn"), str),
         "a safetensors file, but no packed model: it has no metadata called 'binwrn'",
     )
-    metadata = _parse_json(outer["binwrn"], "the metadata 'binwrn'")
+    metadata = parse_json(outer["binwrn"], "the metadata 'binwrn'")
     _demand(_field(metadata, "format") == FORMAT, f"format {_brief(metadata.get('format'))}, not {FORMAT!r}")
     version = _check_version(metadata)
     unknown = sorted(set(outer) - {"binwrn", CHECKSUM})

@@ -286,17 +286,16 @@ def _metadata(properties: dict[str, str], path: str | Path) -> tuple[dict[str, A
             f"{path} is an ONNX file of another program: `binwrn export` makes those that open here"
         )
     try:
-        metadata, golden = json.loads(properties["binwrn"]), json.loads(properties["golden"])
+        metadata = numpy_reader.parse_json(properties["binwrn"], "the metadata 'binwrn'")
+        numpy_reader.check_description(metadata)
+        golden = json.loads(properties["golden"])
         if (metadata["format"], metadata["version"]) != (numpy_reader.FORMAT, numpy_reader.VERSION):
             raise ValueError(f"format {metadata['format']!r}, version {metadata['version']!r}")
         image = np.frombuffer(base64.b64decode(golden["image"], validate=True), np.uint8)
         image = image.reshape(metadata["input"]["shape"])
         logits = np.array(golden["logits"], np.float32).reshape(metadata["num_classes"])
-        names = metadata["class_names"]
         if image.ndim != 3 or logits.ndim != 1 or not np.isfinite(logits).all():
             raise ValueError("golden image and logits")
-        if len(names) not in (0, len(logits)) or not all(isinstance(name, str) for name in names):
-            raise ValueError("class_names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unusable(path, error) from error
     return metadata, image, logits

@@ -21,6 +21,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.jax_runtime import LoadedModel
 from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.deploy.predictor import in_batches
@@ -106,20 +107,18 @@ def open_stablehlo(path: str | Path) -> StablehloPredictor:
             f"{path} is no StableHLO file of `binwrn export` that this version reads: export it again"
         )
     try:
-        header = json.loads(parts[1])
+        header = numpy_reader.parse_json(parts[1].decode(), "the second line")
         if hashlib.sha256(parts[2]).hexdigest() != header["program_sha256"]:
             raise ValueError("damaged: the program does not have the checksum stated")
         program = jax.export.deserialize(bytearray(parts[2]))
         metadata = header["binwrn"]
+        numpy_reader.check_description(metadata)
         shape, classes = metadata["input"]["shape"], metadata["num_classes"]
         ((image,), (logits,)) = program.in_avals, program.out_avals
         if (image.shape[1:], image.dtype) != (tuple(shape), np.uint8):
             raise ValueError(f"the program takes {image}, not images of {shape}")
         if (logits.shape[1:], logits.dtype) != ((classes,), np.float32):
             raise ValueError(f"the program gives {logits}, not {classes} logits")
-        names = metadata["class_names"]
-        if len(names) not in (0, classes) or not all(isinstance(name, str) for name in names):
-            raise ValueError("class_names")
         # Reads the program for the device here, without compiling it.
         jax.jit(program.call).lower(jax.ShapeDtypeStruct((1, *shape), np.uint8))
     except Exception as error:  # jax.export and the parsers below it have no common error

@@ -409,13 +409,22 @@ def with_metadata(**fields):
     return change
 
 
+LYING = [
+    ("dataset", ["digits"], "dataset"),
+    ("license", {"name": "MIT"}, "license"),
+    ("network", "wide_resnet", "network"),
+    ("input", {"shape": [8, 8, 3], "resize": ["bilinear"]}, "input resize"),
+    ("class_names", ["\x1b[2J"] * 10, "control characters"),
+]
+
+
 @pytest.mark.parametrize(
     "change, match",
     [
         (lambda model, properties: properties.clear(), "another program"),
         (lambda model, properties: properties.pop("golden"), "golden"),
-        (lambda model, properties: properties.update(binwrn="[" * 100_000), "RecursionError|JSONDecodeError"),
-        (lambda model, properties: properties.update(binwrn="[1]"), "TypeError"),
+        (lambda model, properties: properties.update(binwrn="[" * 100_000), "more than 64 deep"),
+        (lambda model, properties: properties.update(binwrn="[1]"), "is not a JSON object"),
         (
             lambda model, properties: properties.update(golden='{"image": "?", "logits": []}'),
             "base64|binascii",
@@ -423,7 +432,8 @@ def with_metadata(**fields):
         (with_metadata(version=2), "version 2"),
         (with_metadata(input={"shape": [3, 8, 8]}), "input is not"),
         (with_metadata(input={"shape": [1 << 40, 1 << 40, 3]}), "cannot reshape"),
-        (with_metadata(num_classes=5), "cannot reshape"),
+        (with_metadata(num_classes=5), "class_names are not 5 strings"),
+        *((with_metadata(**{key: value}), message) for key, value, message in LYING),
         (with_metadata(class_names=["one"]), "class_names"),
         (lambda model, properties: setattr(model.graph.input[0], "name", "x"), "onnxruntime"),
     ],
@@ -480,6 +490,12 @@ def test_stablehlo_program_with_another_signature_is_refused(packed, tmp_path):
             refused(stablehlo.open_stablehlo, path, match)
         else:
             stablehlo.open_stablehlo(path)
+
+
+@pytest.mark.parametrize("key, value, match", LYING)
+def test_stablehlo_with_lying_metadata_is_refused(packed, tmp_path, key, value, match):
+    program = bytes(export(ten_sums, 8, 8, 3).serialize())
+    refused(stablehlo.open_stablehlo, stablehlo_file(tmp_path / "m", packed, program, **{key: value}), match)
 
 
 def test_stablehlo_of_another_jax_is_refused(packed, tmp_path):
