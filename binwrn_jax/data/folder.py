@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +136,7 @@ class FolderSource:
         digest = hashlib.sha256(os.path.realpath(self._top).encode(errors="surrogateescape"))
         for part, files in self._files.items():
             for file, _ in files:
-                status = os.stat(self._top / file)
+                status = _status(self._top / file)
                 line = f"{part}\0{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
                 digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
@@ -143,6 +144,23 @@ class FolderSource:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _status(file: Path) -> os.stat_result:
+    """What the system says of a file.
+
+    Raises:
+      UserError: a link that leads nowhere, a pipe or a device: reading it would fail, or never end.
+    """
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {printable(str(file))} ({error.strerror}): mend or remove it"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{printable(str(file))} has the name of an image and is no file: remove it")
+    return status
 
 
 def _check_folder(top: Path) -> None:

@@ -7,6 +7,7 @@ dataset.info.splits                      # {'train': 1600, 'validation': 200, 't
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import os
@@ -56,6 +57,7 @@ class OwnDataset:
         self.surveys: dict[str, Survey] = survey(source)
         _check_labels(source, self.surveys)
         self.division: Division = divide(self.surveys, source.class_names)
+        self._warn_of_overlaps()
 
     @functools.cached_property
     def info(self) -> DatasetInfo:
@@ -146,6 +148,15 @@ class OwnDataset:
             chosen.append((place, indices[part.start : part.stop]))
         return OwnRecords(self.source, self.info, chosen)
 
+    def _warn_of_overlaps(self) -> None:
+        """Says how many images of other splits are training images too: they measure nothing."""
+        contents = {}
+        for split, (part, indices) in self.division.items():
+            contents[split] = {row.tobytes() for row in self.surveys[part].digests[indices]}
+        for split in sorted(contents.keys() - {"train"}):
+            if both := len(contents[split] & contents["train"]):
+                log.warning("%s: %d %s images are training images, too", self.source.name, both, split)
+
     def _check_broken(self) -> None:
         broken = self.broken
         if not broken or self.options.skip_broken:
@@ -197,11 +208,14 @@ class OwnRecords:
 
     def read(self, indices: Sequence[int]) -> Iterator[Example]:
         """See `Records`; images are arrays uint8 ``[H, W, C]``, or JPEGs by the rule ``center_crop``."""
-        for index in indices:
-            part, place = self._chosen[index]
-            with self.naming(index):
-                ((image, label),) = self._source.read(part, [place])
-                yield Example(to_picture(image, self._info), label)
+        for part, run in itertools.groupby(indices, lambda index: self._chosen[index][0]):
+            together = list(run)
+            examples = self._source.read(part, [self._chosen[index][1] for index in together])
+            for index in together:
+                with self.naming(index):
+                    image, label = next(examples)
+                    picture = to_picture(image, self._info)
+                yield Example(picture, label)
 
     def describe(self, index: int) -> str:
         """See `Records`."""

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from binwrn_jax.data.catalog import lookup
 from binwrn_jax.data.on_device import StoredImages
 from binwrn_jax.data.splits import split_size
 from binwrn_jax.nn.operations import portable
@@ -33,13 +32,13 @@ def train_images(config: ConfigDict) -> int:
     Raises:
       UserError: there is no such split.
     """
-    info = lookup(config.data.name)
+    info = configs.dataset_info(config)
     return split_size(info.name, info.splits, config.data.train_split or info.train_split)
 
 
 def state_shapes(config: ConfigDict) -> TrainState:
     """The state of a run as shapes."""
-    info = lookup(config.data.name)
+    info = configs.dataset_info(config)
     model = create_network(config.model, info.num_classes)
     optimizer = configs.build_optimizer(config, steps_per_epoch=1)
     return jax.eval_shape(lambda: init_state(model, optimizer, info.image_shape))
@@ -47,7 +46,7 @@ def state_shapes(config: ConfigDict) -> TrainState:
 
 def input_shapes(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """What the step of a run takes besides the state, as shapes, see `binwrn_jax.data.batch.fetch`."""
-    info = lookup(config.data.name)
+    info = configs.dataset_info(config)
     split = sharding.BatchSplit(mesh, config.batch_size)
     if info.streamed:
         return {
@@ -72,7 +71,7 @@ def size_of(shapes: Any) -> int:
 
 def data_size(config: ConfigDict) -> int:
     """Bytes of the training set on each device; 0 where images are streamed from the host."""
-    info = lookup(config.data.name)
+    info = configs.dataset_info(config)
     label = np.dtype(np.int32).itemsize
     return 0 if info.streamed else train_images(config) * (math.prod(info.image_shape) + label)
 
@@ -134,7 +133,7 @@ def compile_step(config: ConfigDict, target: Target) -> CompiledStep:
     """
     mesh = sharding.make_mesh(config.devices, target.devices)
     sharding.check_batch(config.batch_size, config.model.ghost_size, config.accumulate)
-    info = lookup(config.data.name)
+    info = configs.dataset_info(config)
     steps_per_epoch = max(train_images(config) // config.batch_size, 1)
     model = create_network(config.model, info.num_classes)
     optimizer = configs.build_optimizer(config, steps_per_epoch)

@@ -9,7 +9,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from binwrn_jax.data.catalog import lookup
 from binwrn_jax.graph import cost
 from binwrn_jax.parallel.hardware import peak
 from binwrn_jax.preflight.compile import (
@@ -25,6 +24,7 @@ from binwrn_jax.preflight.compile import (
 )
 from binwrn_jax.preflight.roofline import activations_travel, by_kind, roofline
 from binwrn_jax.preflight.targets import OutOfMemory, Target, versions
+from binwrn_jax.training.config import dataset_info
 
 # Verdicts. The middle one is for programs whose memory is known from below only.
 FITS, MAY_FIT, DOES_NOT_FIT = "fits", "may fit", "does not fit"
@@ -302,7 +302,7 @@ def _machine(config: ConfigDict, target: Target) -> Machine:
 
 
 def _run(config: ConfigDict) -> Run:
-    info = lookup(config.data.name)
+    info = dataset_info(config)
     return Run(
         dataset=info.name,
         network=f"{config.model.depth}-{config.model.width:g}",
@@ -317,7 +317,7 @@ def _run(config: ConfigDict) -> Run:
 
 
 def _step(config: ConfigDict, machine: Machine, run: Run, program: CompiledStep, price: float | None) -> Step:
-    info = lookup(config.data.name)
+    info = dataset_info(config)
     model = config.model
     flops = run.batch_size * cost.training_flops(model.depth, model.width, info.num_classes, info.image_shape)
     memory = dataclasses.asdict(program.memory)

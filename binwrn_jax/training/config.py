@@ -13,9 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from binwrn_jax.data.catalog import lookup
-from binwrn_jax.data.dataset import ImageOptions
+from binwrn_jax.data.dataset import DatasetInfo, ImageOptions
 from binwrn_jax.data.jpeg import BOXES, CROPS
-from binwrn_jax.data.open import is_own
+from binwrn_jax.data.open import is_own, open_dataset
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.registry import create_network, default_fields
 from binwrn_jax.nn.rules import RULES as WEIGHT_RULES
@@ -250,6 +250,17 @@ def image_options(config: ConfigDict) -> ImageOptions:
         image_column=data.image_column,
         label_column=data.label_column,
     )
+
+
+def dataset_info(config: ConfigDict) -> DatasetInfo:
+    """The facts about the data set of a configuration: no file is read, but for own images.
+
+    Raises:
+      UserError: there is no such data set, or own images cannot be used.
+    """
+    if is_own(config.data.name):
+        return open_dataset(config.data.name, config.data.dir or None, image_options(config)).info
+    return lookup(config.data.name)
 
 
 def _check_data(config: ConfigDict) -> None:

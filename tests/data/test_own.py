@@ -169,6 +169,19 @@ def test_folders_that_cannot_be_used_are_told_in_one_line(tmp_path, make, messag
     assert "\n" not in str(error.value)
 
 
+def test_links_that_lead_nowhere_and_pipes_are_named(tmp_path):
+    small(tmp_path / "a")
+    (tmp_path / "a" / "a" / "link.png").symlink_to(tmp_path / "nothing")
+    with pytest.raises(
+        UserError, match=r"cannot read .*link.png \(No such file or directory\): mend or remove"
+    ):
+        open_dataset(f"folder:{tmp_path / 'a'}")
+    small(tmp_path / "b")
+    os.mkfifo(tmp_path / "b" / "b" / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe.jpg has the name of an image and is no file"):
+        open_dataset(f"folder:{tmp_path / 'b'}")
+
+
 def test_a_path_that_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="does not exist: give the folder of the images"):
@@ -221,11 +234,12 @@ def test_the_report_says_what_was_understood(flowers):
     assert "the network sees 16x16 RGB (bilinear), kept on the devices" in text
 
 
-def test_duplicates_between_splits_are_reported(tmp_path):
+def test_duplicates_between_splits_are_reported(tmp_path, caplog):
     small(tmp_path / "train", count=5)
     small(tmp_path / "test", count=1)
     text = "\n".join(report(open_dataset(f"folder:{tmp_path}")))
     assert "2 images in several splits" in text
+    assert "2 test images are training images, too" in caplog.text
 
 
 def test_the_index_is_kept_and_made_anew_when_a_file_changes(tmp_path, monkeypatch):
