@@ -37,18 +37,16 @@ class Server:
     """`kill_server.py` as a child of this process.
 
     Args:
-      scratch: for the caches and the output of its children.
+      scratch: for compiled programs and the output of its children.
     """
 
     def __init__(self, scratch: Path) -> None:
         self.log = scratch / "output.txt"
-        self.cache = scratch / "cache"
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
-            "XDG_CACHE_HOME": str(self.cache),
             "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -82,7 +80,7 @@ class Server:
         """Starts the run, see `kill_server.py` for the moments; its answer."""
         order = {
             "arguments": [*command, f"--workdir={workdir}"],
-            "folders": [str(workdir), str(self.cache)],
+            "folders": [str(workdir)],
             "log": str(self.log),
             **moment,
         }

@@ -52,6 +52,8 @@ class Model:
     def save(self, directory: str | Path) -> None:
         """Writes a model folder, with a proof of each byte; an earlier model there is replaced whole.
 
+        Folders above it are made.
+
         Raises:
           OSError: it cannot be written; an earlier model is as it was.
         """
@@ -65,6 +67,7 @@ class Model:
             content = seal({**fields, "files": describe_files(folder)})
             (folder / MODEL_FILE).write_text(content, encoding="utf-8")
 
+        Path(directory).absolute().parent.mkdir(parents=True, exist_ok=True)
         replace_folder(directory, write)
 
     @classmethod

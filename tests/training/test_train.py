@@ -103,7 +103,7 @@ def test_a_finished_run_makes_its_model_and_packed_file_again(whole, tmp_path):
     (workdir / "model.safetensors").unlink()
     subprocess.run(["rm", "-r", str(workdir / "model")], check=True)
     # What kills left, some of them of an earlier version, goes.
-    for name in (".model.new", ".model.0123456789abcdef.tmp"):
+    for name in (".model.new", ".model.old", ".model.0123456789abcdef.tmp"):
         (workdir / name).mkdir()
         (workdir / name / "x").touch()
     for name in (".model.safetensors.12.unverified", ".summary.json.12.tmp", ".curves.png.tmp.png"):
