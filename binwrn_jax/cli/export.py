@@ -27,7 +27,7 @@ from binwrn_jax.deploy.formats import (
     open_model,
     read_model_file,
 )
-from binwrn_jax.deploy.packed import PackedModel, pack
+from binwrn_jax.deploy.packed import PackedModel, pack, write_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.store.model import load_model
 
@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [known.name for known in all_formats() if known.write]
     parser.add_argument("--format", required=True, choices=names)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument(
+        "--coding",
+        choices=("entropy",),
+        help="packed files: code the bits without loss, which only readers of version 2 of the format take",
+    )
     parser.add_argument("--license", metavar="TEXT", help="of the weights, kept in the file")
     parser.add_argument("--data-dir", metavar="DIR", help="prepared TFDS data; default TFDS_DATA_DIR")
     parser.add_argument(
@@ -52,6 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}: it must be at least 1")
     known, output = get_format(arguments.format), arguments.output
+    if arguments.coding:
+        if known.name != "packed":
+            raise UserError(f"--coding is for --format packed: {known.name} files are not coded")
+        known = dataclasses.replace(known, write=partial(write_packed, coding=arguments.coding))
     for path in (output, *(output.with_suffix(suffix) for suffix in known.companions)):
         what = f"{known.name} file of `binwrn export`"
         check_file_output(path, [arguments.model], what, partial(_written_here, known))

@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         "bits": sum(row.bits for row in rows),
         "bytes": sum(row.bytes for row in rows),
     }
+    coded = 8 * totals["bytes"] < totals["bits"]
     more = [row.name for row in rows if row.values > 2]
     if arguments.json:
         print_line(
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     print_line(
         f"{totals['convolutions']} convolutions, {totals['weights']:,} weights, {totals['bits']:,} bits, "
         f"{totals['bytes']:,} bytes ({totals['bytes'] / 2**20:.3f} MiB)"
+        + (f", coded: {8 * totals['bytes'] / totals['weights']:.4f} bits per weight" if coded else "")
     )
     if more:
         print_line(f"more than two values: {', '.join(more)}")

@@ -11,8 +11,10 @@ is what to keep.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ from binwrn_jax.system.files import replace_file
 
 FIRST_LINE = b"binwrn-stablehlo 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
+LOCATIONS = "jax_traceback_in_locations_limit"  # of JAX: frames of the caller that a program names
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """Programs do not say from which file and line each operation comes: these are paths of this machine."""
+    before = getattr(jax.config, LOCATIONS)
+    jax.config.update(LOCATIONS, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(LOCATIONS, before)
 
 
 def write_stablehlo(packed: PackedModel, path: str | Path) -> None:
@@ -58,7 +72,7 @@ def write_stablehlo(packed: PackedModel, path: str | Path) -> None:
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *packed.metadata["input"]["shape"]), jnp.uint8)
-    with portable():
+    with portable(), _without_locations():
         program = bytes(jax.export.export(logits, platforms=PLATFORMS)(images).serialize())
     metadata = {
         "binwrn": packed.metadata,

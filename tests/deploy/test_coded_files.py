@@ -6,8 +6,9 @@ import pytest
 from coded_corpus import GOLDEN, coded_model
 from deploy.test_readers import READERS, library, refused
 
+from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import numpy_reader
-from binwrn_jax.deploy.layers import layers
+from binwrn_jax.deploy.layers import layers_of
 from binwrn_jax.deploy.packed import read_packed, serialise, write_packed
 from binwrn_jax.errors import UserError
 
@@ -30,9 +31,24 @@ def test_a_coded_file_holds_the_same_model(tmp_path):
     assert serialise(other) == plain.read_bytes()
     assert serialise(one, "entropy") == coded.read_bytes()
     assert list(other.coded) == ["conv1"]
-    sizes = {row.name: row.bytes for row in layers(coded)}
+    sizes = {row.name: row.bytes for row in layers_of(other)}
     assert sizes["conv1"] == other.coded["conv1"] < one.bits["conv1"].nbytes
     assert sizes["conv0"] == 3 * 9 * 32 // 8
+
+
+def test_the_command_line_writes_inspects_and_verifies_coded_files(tmp_path, capsys):
+    plain, coded = tmp_path / "plain", tmp_path / "coded.safetensors"
+    write_packed(coded_model(), plain)
+    export = ["export", str(plain), "--output", str(coded), "--images", "3"]
+    assert main([*export, "--format", "onnx", "--coding", "entropy"]) == 2
+    assert "--coding is for --format packed" in capsys.readouterr().err and not coded.exists()
+    assert main([*export, "--format", "packed", "--coding", "entropy"]) == 0
+    assert coded.read_bytes() == GOLDEN.read_bytes()
+    capsys.readouterr()
+    for path, told in ((plain, False), (coded, True)):
+        assert main(["verify", str(path)]) == 0
+        assert main(["inspect", str(path)]) == 0
+        assert ("bits per weight" in capsys.readouterr().out) is told
 
 
 def test_nothing_to_gain_leaves_version_1():
