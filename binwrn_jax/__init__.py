@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 # The public names by the module that has them; __init__.pyi says the same to type checkers.
 _MODULES = {
-    "data.dataset": ("Arrays",),
+    "data.dataset": ("Arrays", "Dataset", "ImageOptions"),
     "data.on_device": ("DeviceData", "epoch_order"),
     "data.open": ("load", "open_dataset"),
     "deploy.formats": ("open_model",),

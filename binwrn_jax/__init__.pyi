@@ -1,6 +1,8 @@
 """The public names for type checkers: what ``__init__.py`` imports at first use."""
 
 from binwrn_jax.data.dataset import Arrays as Arrays
+from binwrn_jax.data.dataset import Dataset as Dataset
+from binwrn_jax.data.dataset import ImageOptions as ImageOptions
 from binwrn_jax.data.on_device import DeviceData as DeviceData
 from binwrn_jax.data.on_device import epoch_order as epoch_order
 from binwrn_jax.data.open import load as load
