@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Checkpoints:
         milestones = list(milestones)
         directory.mkdir(parents=True, exist_ok=True)
         self._check_foreign()
+        if jax.process_index() == 0:  # before the others look: Orbax waits for all when it opens the folder
+            _remove_surplus(directory, keep, milestones)
         # Every device has the whole state. By default each process would write a slice of each array, and a
         # checkpoint would hang on what all of them have on disk; so process 0 writes it.
         first_alone = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
@@ -55,10 +57,6 @@ class Checkpoints:
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
-
-        # A kill between a new checkpoint and the removal of an old one leaves one too many.
-        for step in set(sorted(self._manager.all_steps())[:-keep]).difference(milestones):
-            self._manager.delete(step)
 
     def _check_foreign(self) -> None:
         known = re.compile(r"\d+|.*orbax-checkpoint-tmp.*|descriptor|_CHECKPOINT_METADATA|\..*")
@@ -108,6 +106,20 @@ class Checkpoints:
         self._manager.close()
 
 
+def _remove_surplus(directory: Path, keep: int, milestones: Collection[int]) -> None:
+    """Removes checkpoints that were to go when a kill came."""
+    for step in sorted(_steps(directory))[:-keep]:
+        if step not in milestones:
+            unnamed = directory / f"{step}.orbax-checkpoint-tmp"  # Orbax removes it if a kill comes now
+            shutil.rmtree(unnamed, ignore_errors=True)
+            (directory / str(step)).rename(unnamed)
+            shutil.rmtree(unnamed)
+
+
+def _steps(directory: Path) -> list[int]:
+    return [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+
+
 def write_manifest(checkpoint: Path) -> None:
     """Brings the files of a checkpoint to the disk and then writes the proof of them beside them."""
     sync_folder(checkpoint)
@@ -152,7 +164,7 @@ def set_damaged_aside(directory: Path) -> list[str]:
     Raises:
       UserError: there are checkpoints and none proves itself, or one cannot be read; nothing is moved.
     """
-    steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
+    steps = sorted(_steps(directory), reverse=True)
     damaged: list[tuple[int, str]] = []
     lines: list[str] = []
     for step in steps:
