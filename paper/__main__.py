@@ -10,6 +10,7 @@ from typing import Any
 
 from binwrn_jax.cli.handler import guarded, take_debug
 from binwrn_jax.cli.main import Parser
+from binwrn_jax.cli.output import check_folder_output, print_line
 from binwrn_jax.nn.registry import DTYPES
 from paper.experiments import SCALES
 from paper.listing import list_experiments
@@ -64,8 +65,9 @@ def _add_actions(actions: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    check_folder_output(arguments.output, [], "report", REPORT_FILE)
     counts = write_report(arguments.roots, arguments.output, arguments.keep_runs)
-    print(
+    print_line(
         f"{arguments.output / REPORT_FILE}: {counts['runs']} runs, {counts['finished']} finished; "
         f"{counts['experiments']} experiments measured, {counts['other']} other runs"
     )

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from binwrn_jax.errors import UserError
+from binwrn_jax.errors import UserError, printable
 from paper import experiments, runs
 from paper.experiments import CHECKOUT, MACHINES, SCALES, WIDE, Experiment
 from paper.runs import Run
@@ -26,7 +26,7 @@ def list_experiments(arguments: argparse.Namespace) -> int:
     chosen = [e for scale in scales for e in experiments.select(arguments.names, scale)]
     found, problems = runs.scan(arguments.root or [root for root in (RESULTS,) if root.is_dir()])
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(printable(f"left out: {problem}"), file=sys.stderr)
     rows = [describe(experiment, found) for experiment in chosen]
     if arguments.json:
         print(json.dumps(rows, indent=1))
@@ -43,7 +43,8 @@ def list_experiments(arguments: argparse.Namespace) -> int:
     table = [header, *(_cells(row) for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print(printable(text.rstrip()))
     print(
         f"\n{len(rows)} experiments. Hours are estimates from the convolutions alone, at "
         + ", ".join(f"{_rates(rates)} TFLOP/s on {machine}" for machine, rates in MACHINES.items())

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from binwrn_jax.errors import UserError
+from binwrn_jax.errors import UserError, printable
 from paper import experiments
 from paper.experiments import CHECKOUT, Experiment
 from paper.runs import Run, covers, read_run, scan
@@ -35,14 +35,14 @@ def run_experiments(arguments: argparse.Namespace) -> int:
         dtype = arguments.dtype or experiment.config().model.dtype
         done = find_done(experiment, seed, dtype, runs)
         if done:
-            print(f"{title}: done, in {done.path}", flush=True)
+            print(printable(f"{title}: done, in {done.path}"), flush=True)
             continue
         workdir = root / experiment.scale / (experiment.name + (f"-{dtype}" if arguments.dtype else ""))
         workdir /= f"seed{seed}"
         command = ["train.py", *experiment.arguments(), f"--config.seed={seed}"]
         command += [f"--config.model.dtype={arguments.dtype}"] if arguments.dtype else []
         command += [f"--workdir={workdir.absolute()}"]
-        print(f"{title}: python {shlex.join(command)}", flush=True)
+        print(printable(f"{title}: python {shlex.join(command)}"), flush=True)
         if arguments.dry_run:
             continue
         code, stopped_by = _train(command)
