@@ -18,10 +18,9 @@ import numpy as np
 from common import markdown
 
 from binwrn_jax.data.catalog import lookup
-from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
 from binwrn_jax.preflight.collectives import collectives
-from binwrn_jax.training import config as configs
+from binwrn_jax.training.resolve import resolve
 from binwrn_jax.training.state import init_state
 from binwrn_jax.training.step import jit_train_step
 
@@ -56,13 +55,14 @@ def main() -> None:
     rows = []
     for ghost in (0, arguments.ghost):
         config.model.ghost_size = ghost
-        model = create_network(config.model, spec.num_classes)
-        optimizer = configs.build_optimizer(config, 100)
+        resolved = resolve(config, spec, 100 * config.batch_size)
+        model, optimizer = resolved.network, resolved.optimizer
         state = jax.eval_shape(lambda m=model, o=optimizer: init_state(m, o, spec.image_shape))
         parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
         for devices in arguments.devices:
             mesh = sharding.make_mesh(devices)
-            step = jit_train_step(config, model, optimizer, mesh, 100, spec.streamed)
+            step = jit_train_step(resolved, mesh)
+            inputs["split"] = sharding.BatchSplit(mesh, config.batch_size)
             sent = collectives(step.lower(state, inputs).compile().as_text())
             gradients = [c for c in sent if c.kind == "all-reduce" and "conv" in c.source]
             statistics = [c for c in sent if "/bn" in c.source and c not in gradients]

@@ -23,17 +23,18 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 from common import machine, markdown, process_mb, spread
 
 from binwrn_jax.cli.allocator import retain_freed_memory
 from binwrn_jax.data.open import open_batches, open_dataset
-from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
 from binwrn_jax.training import config as configs
-from binwrn_jax.training import loop
+from binwrn_jax.training import evaluate_run, finish, loop, setup
 from binwrn_jax.training.records import MetricsLog
+from binwrn_jax.training.resolve import resolve
 from binwrn_jax.training.state import init_state
 from binwrn_jax.training.step import jit_train_step
 
@@ -58,10 +59,9 @@ class Bare:
         )
         data.check_trains()
         self.images = data.size
-        model = create_network(config.model, spec.num_classes)
-        optimizer = configs.build_optimizer(config, data.steps_per_epoch)
-        self._step = jit_train_step(config, model, optimizer, mesh, data.steps_per_epoch, spec.streamed)
-        state = init_state(model, optimizer, spec.image_shape, config.seed)
+        resolved = resolve(config, spec, data.size)
+        self._step = jit_train_step(resolved, mesh)
+        state = init_state(resolved.network, resolved.optimizer, spec.image_shape, config.seed)
         self._state = sharding.put(state, sharding.replicated(mesh))
         self._batches = [data.batch(position) for position in range(READY)]
         data.close()
@@ -124,16 +124,20 @@ def run(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
             if kind == "train":
                 turns.reported(step)
 
-    original = loop.records.MetricsLog, loop.evaluate, loop.dataset_moments, loop.pack_model
-    loop.records.MetricsLog = Log
-    loop.evaluate = turns.timed("evaluation", loop.evaluate, tests)
-    loop.dataset_moments = turns.timed("moments", loop.dataset_moments, bare.images)
-    loop.pack_model = turns.timed("packing", loop.pack_model, 0)
-    begin = time.perf_counter()
-    try:
+    evaluate = turns.timed("evaluation", evaluate_run.evaluate, tests)
+    with (
+        mock.patch.object(setup, "MetricsLog", Log),
+        mock.patch.object(evaluate_run, "evaluate", evaluate),
+        mock.patch.object(finish, "evaluate", evaluate),
+        mock.patch.object(
+            evaluate_run,
+            "dataset_moments",
+            turns.timed("moments", evaluate_run.dataset_moments, bare.images),
+        ),
+        mock.patch.object(finish, "pack_model", turns.timed("packing", finish.pack_model, 0)),
+    ):
+        begin = time.perf_counter()
         summary = loop.train(config, workdir)
-    finally:
-        loop.records.MetricsLog, loop.evaluate, loop.dataset_moments, loop.pack_model = original
     wall = time.perf_counter() - begin - turns.held
     result: dict[str, Any] = {
         "wall_s": wall,

@@ -79,7 +79,9 @@ class Ours:
         else:  # indices into a data set on the device
             shared = sharding.put(data, self.whole)
             each = [{"indices": i} for i in indices]
-        self.batches = [{**shared, **sharding.put(e, sharding.split(self.mesh))} for e in each]
+        self.batches = [
+            {**shared, **sharding.put(e, sharding.inputs(self.mesh, setting["streamed"]))} for e in each
+        ]
         stacked = self.jax.tree.map(lambda *leaves: np.stack(leaves), *each)
         self.stacked = shared, sharding.put(stacked, self.whole)
         few = {name: x[: min(CHECKED, setting["batch"])] for name, x in data.items()}
@@ -88,11 +90,15 @@ class Ours:
 
     def _compile(self, part: str) -> dict[str, Any]:
         """The step without a part, its state, and what compiling took."""
-        from binwrn_jax.nn.registry import create_network
+        import dataclasses
+
+        from binwrn_jax.data.catalog import lookup
         from binwrn_jax.parallel import sharding
         from binwrn_jax.training import config as configs
+        from binwrn_jax.training.resolve import resolve
         from binwrn_jax.training.state import init_state
         from binwrn_jax.training.step import jit_train_step
+        from binwrn_jax.training.variants import apply_variants
 
         config = configs.ConfigDict(self.config.to_dict())
         if part in ("augmentation", "gradients"):
@@ -100,13 +106,19 @@ class Ours:
         if part == "binarisation":
             config.model.weights = "32bit"
         if part == "batch_norm":
-            configs.parse_spec(config, "nobn")
-        model = create_network(config.model, self.setting["classes"])
-        optimizer = configs.build_optimizer(config, steps_per_epoch=400)
-        if part in ("update", "gradients"):
-            optimizer = gradients_as_state()
+            apply_variants(config, "nobn")
         streamed = part == "gradients" or self.setting["streamed"]
-        step = jit_train_step(config, model, optimizer, self.mesh, steps_per_epoch=400, streamed=streamed)
+        facts = dataclasses.replace(
+            lookup(config.data.name),
+            num_classes=self.setting["classes"],
+            streamed=streamed,
+            image_shape=self.setting["image_shape"],
+        )
+        resolved = resolve(config, facts, 400 * config.batch_size)
+        if part in ("update", "gradients"):
+            resolved = dataclasses.replace(resolved, optimizer=gradients_as_state())
+        model, optimizer = resolved.network, resolved.optimizer
+        step = jit_train_step(resolved, self.mesh)
         if part == "dispatch":
             step = self.jax.jit(several(step), donate_argnums=0)
         state = init_state(model, optimizer, tuple(self.setting["image_shape"]), config.seed)
@@ -205,6 +217,7 @@ def network_config(setting: dict[str, Any]) -> Any:
     The groups are left out because the peer has none: PyTorch's batch norm knows only the whole batch.
     """
     from binwrn_jax.training import config as configs
+    from binwrn_jax.training.variants import apply_variants
 
     if setting["streamed"]:
         sys.path.insert(0, str(Path(__file__).parent.parent / "configs"))
@@ -212,7 +225,7 @@ def network_config(setting: dict[str, Any]) -> Any:
         config.model.ghost_size = 0
     else:
         config = configs.base_config()
-        configs.parse_spec(config, setting["network"])
+        apply_variants(config, setting["network"])
     config.model.weights, config.model.dtype = setting["weights"], setting["dtype"]
     config.batch_size = setting["batch"]
     return config

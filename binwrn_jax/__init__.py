@@ -30,11 +30,13 @@ _MODULES = {
     "training.augment": ("AUGMENTATIONS", "augment"),
     "training.config": ("base_config",),
     "training.loop": ("train",),
-    "training.moments": ("dataset_moments",),
+    "training.moments": ("dataset_moments", "make_moments_step"),
     "training.optimizer": ("sgd",),
+    "training.recipes": ("Recipe", "paper_recipe"),
+    "training.resolve": ("ResolvedRun", "resolve"),
     "training.schedules": ("cycle_ends", "sgdr", "step_decay"),
     "training.state": ("TrainState", "init_state"),
-    "training.step": ("make_moments_step", "make_train_step"),
+    "training.step": ("make_train_step",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

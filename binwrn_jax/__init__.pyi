@@ -31,13 +31,17 @@ from binwrn_jax.training.augment import augment as augment
 from binwrn_jax.training.config import base_config as base_config
 from binwrn_jax.training.loop import train as train
 from binwrn_jax.training.moments import dataset_moments as dataset_moments
+from binwrn_jax.training.moments import make_moments_step as make_moments_step
 from binwrn_jax.training.optimizer import sgd as sgd
+from binwrn_jax.training.recipes import Recipe as Recipe
+from binwrn_jax.training.recipes import paper_recipe as paper_recipe
+from binwrn_jax.training.resolve import ResolvedRun as ResolvedRun
+from binwrn_jax.training.resolve import resolve as resolve
 from binwrn_jax.training.schedules import cycle_ends as cycle_ends
 from binwrn_jax.training.schedules import sgdr as sgdr
 from binwrn_jax.training.schedules import step_decay as step_decay
 from binwrn_jax.training.state import TrainState as TrainState
 from binwrn_jax.training.state import init_state as init_state
-from binwrn_jax.training.step import make_moments_step as make_moments_step
 from binwrn_jax.training.step import make_train_step as make_train_step
 
 __version__: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -110,7 +110,7 @@ def metric_sums(logits: Float[Array, "N classes"], labels: Int[Array, " N"], mas
     # has a label outside the classes, for which `take_along_axis` gives another class's logit or NaN.
     finite = jnp.isfinite(logits).all(-1)
     inside = (labels >= 0) & (labels < classes)
-    rank = jnp.where(finite & inside, before.sum(-1), classes)
+    rank = jnp.where(finite & inside, before.sum(-1), max(classes, 5))
     correct = (rank == 0) & mask
     confidence = jnp.where(mask & finite, jax.nn.softmax(logits).max(-1), 0.0)
     bins = jnp.clip(jnp.ceil(confidence * ECE_BINS).astype(jnp.int32) - 1, 0, ECE_BINS - 1)
@@ -146,6 +146,16 @@ def make_eval_step(model: Any) -> Callable[[Any, Inputs], Sums]:
         return metric_sums(logits, labels, inputs["mask"])
 
     return eval_step
+
+
+def make_logits_step(model: Any) -> Callable[[Any, Inputs], tuple[jax.Array, jax.Array, jax.Array]]:
+    """The step ``(variables, inputs) -> (logits, labels, mask)`` of inputs as `make_eval_step` has them."""
+
+    def logits_step(variables: Any, inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+        images, labels = fetch(inputs)
+        return model.apply(variables, images, train=False), labels, inputs["mask"]
+
+    return logits_step
 
 
 def evaluate(
@@ -265,3 +275,92 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How often each class was taken for which.
+
+    Args:
+      logits: ``[N, classes]``.
+      labels: int ``[N]``, in [0, classes).
+
+    Returns:
+      int64 ``[classes, classes]``: row the true class, column the predicted one.
+
+    >>> confusion_matrix(np.eye(3)[[0, 0, 2]], np.array([0, 1, 2])).tolist()
+    [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    """
+    classes = logits.shape[1]
+    matrix = np.zeros((classes, classes), np.int64)
+    np.add.at(matrix, (labels, logits.argmax(1)), 1)
+    return matrix
+
+
+def class_errors(matrix: np.ndarray) -> list[dict[str, Any]]:
+    """Error of each class, from `confusion_matrix`.
+
+    Returns:
+      For each class ``n`` (images), ``error`` in percent (None without images), ``mistaken_for`` (the wrong
+      class that it was most often taken for, None where it never was) and ``mistakes`` (how often).
+    """
+    rows: list[dict[str, Any]] = []
+    for index, row in enumerate(matrix):
+        wrong = row.copy()
+        wrong[index] = 0
+        count, mistakes = int(row.sum()), int(wrong.max())
+        rows.append(
+            {
+                "n": count,
+                "error": 100 * int(wrong.sum()) / count if count else None,
+                "mistaken_for": int(wrong.argmax()) if mistakes else None,
+                "mistakes": mistakes,
+            }
+        )
+    return rows
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature T with the least cross-entropy of ``softmax(logits / T)`` (Guo et al. 2017).
+
+    The logits themselves, and so every prediction, stay as they are; only probabilities change. Fit it on a
+    validation split, never on the test split.
+
+    Args:
+      logits: ``[N, classes]``.
+      labels: int ``[N]``.
+
+    Returns:
+      T from 0.01 to 100, by golden-section search over its logarithm: the loss has one minimum in 1 / T.
+
+    >>> logits = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+    >>> round(fit_temperature(logits, np.array([0, 0, 0, 1])), 3)
+    1.82
+    """
+    logits = np.asarray(logits, np.float64)
+    own = np.take_along_axis(logits, np.asarray(labels)[:, None], 1)[:, 0]
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        top = scaled.max(1)
+        normaliser = top + np.log(np.exp(scaled - top[:, None]).sum(1))
+        return float((normaliser - own / math.exp(log_temperature)).mean())
+
+    low, high = math.log(0.01), math.log(100.0)
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-6:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    return math.exp((low + high) / 2)
+
+
+def probabilities(logits: np.ndarray, description: Mapping[str, Any]) -> np.ndarray:
+    """What a model says as probabilities: ``softmax(logits / T)``, float64 ``[N, classes]``.
+
+    Args:
+      logits: ``[N, classes]``, not changed.
+      description: of the model; its ``temperature``, see `fit_temperature`, is T, else T is 1.
+    """
+    scaled = np.asarray(logits, np.float64) / float(description.get("temperature") or 1.0)
+    powers = np.exp(scaled - scaled.max(-1, keepdims=True))
+    result: np.ndarray = powers / powers.sum(-1, keepdims=True)
+    return result

@@ -7,11 +7,12 @@ Paper, test error %: 1-bit 20-4 6.13 (+) 5.34 (++), 20-10 4.72 / 3.92, 26-10 4.4
 254 for width 10 (``--config.epochs=254``). Measured here: docs/results/.
 """
 
-from binwrn_jax.training.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config
+from binwrn_jax.training.variants import apply_variants
 
 
 def get_config(spec: str = ""):
-    """The paper's setting; ``spec`` as in `binwrn_jax.training.config.parse_spec`."""
+    """The paper's setting; ``spec`` as in `binwrn_jax.training.variants.apply_variants`."""
     config = base_config()
-    parse_spec(config, spec)
+    apply_variants(config, spec)
     return config

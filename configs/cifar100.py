@@ -7,12 +7,13 @@ Paper, test error %: 1-bit 20-4 23.87 (+) 23.74 (++), 20-10 19.35 / 18.51, 26-10
 Not run here: the data set is not at hand.
 """
 
-from binwrn_jax.training.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config
+from binwrn_jax.training.variants import apply_variants
 
 
 def get_config(spec: str = ""):
-    """The paper's setting; ``spec`` as in `binwrn_jax.training.config.parse_spec`."""
+    """The paper's setting; ``spec`` as in `binwrn_jax.training.variants.apply_variants`."""
     config = base_config()
     config.data.name = "cifar100"
-    parse_spec(config, spec)
+    apply_variants(config, spec)
     return config

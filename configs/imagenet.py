@@ -23,7 +23,8 @@ devices; it differs in
 A machine with little memory adds ``--config.accumulate=8``: the same updates, computed in 8 parts.
 """
 
-from binwrn_jax.training.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config
+from binwrn_jax.training.variants import apply_variants
 
 PAPER = {
     "batch_size": 125,
@@ -51,5 +52,5 @@ def get_config(spec: str = ""):
     config.schedule.scaling = "linear"
     config.schedule.warmup_epochs = 5.0
     config.optimizer.weight_decay = 1e-4
-    parse_spec(config, spec, {"paper": PAPER, "he": {"augmentation": "scale_flip"}})
+    apply_variants(config, spec, {"paper": PAPER, "he": {"augmentation": "scale_flip"}})
     return config

@@ -5,7 +5,8 @@
 Paper, test error %: 1-bit 0.81, 0.36, 0.27 after 1, 6, 14 epochs; 32-bit 0.71, 0.28 after 1, 6.
 """
 
-from binwrn_jax.training.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config
+from binwrn_jax.training.variants import apply_variants
 
 
 def get_config(spec: str = ""):
@@ -14,5 +15,5 @@ def get_config(spec: str = ""):
     config.data.name = "mnist"
     config.epochs = 14
     config.augmentation = "none"
-    parse_spec(config, spec, {"fashion": {"data.name": "fashion_mnist"}})
+    apply_variants(config, spec, {"fashion": {"data.name": "fashion_mnist"}})
     return config

@@ -4,10 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 import scipy.stats
 
 from binwrn_jax import cross_entropy, evaluate, metric_sums
-from binwrn_jax.evaluation import average_crops, summarise, wilson
+from binwrn_jax.evaluation import (
+    average_crops,
+    class_errors,
+    confusion_matrix,
+    fit_temperature,
+    probabilities,
+    summarise,
+    wilson,
+)
 
 ours = jax.jit(metric_sums)
 
@@ -167,3 +177,35 @@ def test_average_of_crops_is_that_of_the_softmax():
     # Softmax of logits that overflow exp in float32.
     large = np.asarray(average_crops(jnp.asarray(100 * logits), 3))
     assert np.isfinite(large).all()
+
+
+def test_confusion_and_errors_of_each_class():
+    logits = np.eye(3)[[0, 1, 1, 1, 0, 0]]
+    matrix = confusion_matrix(logits, np.array([0, 0, 0, 1, 1, 0]))
+    assert matrix.tolist() == [[2, 2, 0], [1, 1, 0], [0, 0, 0]]
+    assert class_errors(matrix) == [
+        {"n": 4, "error": 50.0, "mistaken_for": 1, "mistakes": 2},
+        {"n": 2, "error": 50.0, "mistaken_for": 0, "mistakes": 1},
+        {"n": 0, "error": None, "mistaken_for": None, "mistakes": 0},
+    ]
+
+
+def test_temperature_undoes_a_scale_and_leaves_predictions():
+    """Labels drawn from the softmax of logits, which then are multiplied by 5: the temperature is 5 again."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 5)) * 2
+    powers = np.exp(logits)
+    cumulative = (powers / powers.sum(1, keepdims=True)).cumsum(1)
+    labels = (rng.random((20_000, 1)) > cumulative).sum(1)
+    temperature = fit_temperature(5 * logits, labels)
+    assert temperature == pytest.approx(5, rel=0.03)
+
+    found = scipy.optimize.minimize_scalar(
+        lambda t: -scipy.special.log_softmax(5 * logits / t, axis=1)[np.arange(20_000), labels].mean(),
+        bounds=(0.1, 50), method="bounded",
+    )  # fmt: skip
+    assert temperature == pytest.approx(found.x, rel=1e-3)
+    calibrated = probabilities(5 * logits, {"temperature": temperature})
+    np.testing.assert_array_equal(calibrated.argmax(1), logits.argmax(1))
+    np.testing.assert_allclose(calibrated.sum(1), 1)
+    np.testing.assert_allclose(probabilities(logits, {}), powers / powers.sum(1, keepdims=True))

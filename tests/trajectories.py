@@ -64,26 +64,24 @@ def assert_same(ours: Trajectory, theirs: Trajectory, at_least: int = 2) -> None
 
 def main(argv: list[str]) -> None:
     from binwrn_jax.cli.flags import parse_flags, take_processes
+    from binwrn_jax.data.catalog import lookup
     from binwrn_jax.data.on_device import DeviceData
-    from binwrn_jax.data.open import open_dataset
-    from binwrn_jax.nn.registry import create_network
+    from binwrn_jax.data.open import load
     from binwrn_jax.parallel.processes import initialize
-    from binwrn_jax.training import config as configs
+    from binwrn_jax.training.resolve import resolve
     from binwrn_jax.training.state import init_state
     from binwrn_jax.training.step import jit_train_step
 
     out, steps = Path(argv[1]), int(argv[2])
     processes, rest = take_processes([argv[0], *argv[3:]])
-    config, _, _ = parse_flags(rest, Path("configs/digits.py"))
+    config = parse_flags(rest, "digits").config
     initialize(processes)
-    dataset, mesh = open_dataset(config.data.name), sharding.make_mesh(config.devices)
-    spec = dataset.info
-    arrays = dataset.arrays(config.data.train_split or spec.train_split)
+    spec, mesh = lookup(config.data.name), sharding.make_mesh(config.devices)
+    arrays = load(spec.name, config.data.train_split or spec.train_split)
     data = DeviceData(arrays, mesh, config.batch_size, config.seed)
-    model = create_network(config.model, spec.num_classes)
-    optimizer = configs.build_optimizer(config, data.steps_per_epoch)
-    state = init_state(model, optimizer, spec.image_shape, config.seed)
-    step = jit_train_step(config, model, optimizer, mesh, data.steps_per_epoch)
+    run = resolve(config, spec, data.size)
+    state = init_state(run.network, run.optimizer, spec.image_shape, config.seed)
+    step = jit_train_step(run, mesh)
     found = follow(step, sharding.put(state, sharding.replicated(mesh)), data, steps)
     if jax.process_index() == 0:
         np.savez(out, **dataclasses.asdict(found))

@@ -24,7 +24,7 @@ from binwrn_jax.errors import UserError, printable
 from binwrn_jax.evaluation import BATCH_SIZE, ArrayImages, Images, Predictor, measure
 from binwrn_jax.nn.registry import DTYPES
 from binwrn_jax.system.files import replace_file
-from binwrn_jax.training.metrics import Progress
+from binwrn_jax.training.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             data = ArrayImages(dataset.arrays(split, arguments.limit))
 
     progress = Progress(sys.stderr if arguments.json else sys.stdout)
-    result, logits, labels = measure(predictor, data, arguments.batch_size, progress.show)
+    result, logits, labels = measure(predictor, data, arguments.batch_size, progress.update_status)
     if arguments.predictions:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, logits=logits, predictions=logits.argmax(-1), labels=labels)
@@ -110,12 +110,12 @@ def run(arguments: argparse.Namespace) -> int:
         print_line(json.dumps(finite))
     else:
         many = f", {arguments.crops} crops each" if arguments.crops > 1 else ""
-        progress.say(
+        progress.print_line(
             f"{spec.name} {split}, {result['n']} images{many}: error {result['error']:.2f} % "
             f"({result['n'] - result['correct']} wrong; 95 % interval {result['error_low']:.2f} to "
             f"{result['error_high']:.2f} %), top-5 error {result['top5_error']:.2f} %"
         )
-        progress.say(
+        progress.print_line(
             f"loss {result['loss']:.4f} nats, calibration error {result['ece']:.2f} %; "
             f"{result['images_per_s']:.1f} images/s, {result['seconds']:.1f} s"
         )

@@ -160,7 +160,7 @@ def _override(config: ConfigDict, argv: list[str]) -> tuple[ConfigDict, str]:
         overridden = values.config
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError, flags.Error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise UserError(_unknown_field(config, argv) or _one_line(error)) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: options begin with --, see --help")

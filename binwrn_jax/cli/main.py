@@ -16,6 +16,7 @@ VERBS = {
     "train": ("train", "train a network and evaluate it; the same command again resumes"),
     "predict": ("predict", "name what is on images"),
     "evaluate": ("evaluate", "measure the error of a model on a data set"),
+    "compare": ("compare", "put runs beside each other: errors, times, settings, curves"),
     "export": ("export", "write a model as a packed, ONNX, StableHLO or C file, proven equal"),
     "verify": ("verify", "prove that a packed file is what it says"),
     "inspect": ("inspect", "list the layers of a model with their bits"),

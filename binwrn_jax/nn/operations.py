@@ -29,6 +29,7 @@ Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _portable = contextvars.ContextVar("portable", default=False)
+_devices: contextvars.ContextVar[int | None] = contextvars.ContextVar("devices", default=None)
 
 
 @contextlib.contextmanager
@@ -41,12 +42,25 @@ def portable() -> Iterator[None]:
         _portable.reset(token)
 
 
+@contextlib.contextmanager
+def for_devices(count: int) -> Iterator[None]:
+    """What is traced within runs on so many devices; without this, on all that JAX sees.
+
+    A run says so where it makes its mesh: one CPU device may use `binwrn_jax.nn.cpu`, several may not, for a
+    custom call does not divide over them, its operands would be gathered.
+    """
+    token = _devices.set(count)
+    try:
+        yield
+    finally:
+        _devices.reset(token)
+
+
 def _cpu_alone(x: Array) -> bool:
     """Whether what is traced for ``x`` may call `binwrn_jax.nn.cpu`."""
     if _portable.get() or jax.default_backend() != "cpu":
         return False
-    # One device: a custom call does not divide over several, its operands would be gathered.
-    return jax.device_count() == 1 and cpu.available(x.dtype)
+    return (_devices.get() or jax.device_count()) == 1 and cpu.available(x.dtype)
 
 
 def convolution(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:

@@ -29,6 +29,11 @@ NORMS = ("batch", "none")
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
+# Beyond these no computer at hand would even build the network.
+MOST_LAYERS = 1202
+MOST_WEIGHTS = 2**31  # of one layer
+
+
 class Architecture(NamedTuple):
     """What depth and width mean.
 
@@ -63,11 +68,19 @@ def architecture(depth: int, width: float) -> Architecture:
     ((3, 3, 3), 160)
     """
     imagenet = depth in IMAGENET_BLOCKS
-    if not math.isfinite(width):
+    if not math.isfinite(64 * width):
         raise UserError(f"width {width} is no number of channels: use 4, for example")
+    if depth > MOST_LAYERS:
+        raise UserError(f"depth {depth} is more than this program builds: use at most {MOST_LAYERS}")
     channels = round((64 if imagenet else 16) * width)
     if channels < 1:
         raise UserError(f"width {width} leaves no channel: use at least {1 / 16}")
+    widest = channels * (8 if imagenet else 4)
+    if 9 * widest * widest > MOST_WEIGHTS:
+        raise UserError(
+            f"width {width:g} makes layers of {9 * widest * widest:.1e} weights: use at most "
+            f"{int(math.sqrt(MOST_WEIGHTS) / 3) // (512 if imagenet else 64)}"
+        )
     if imagenet:
         return Architecture(channels, IMAGENET_BLOCKS[depth], window=7, stride=2, pool=True, min_size=32)
     n, rest = divmod(depth - 2, 6)

@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 from binwrn_jax.data.on_device import StoredImages
 from binwrn_jax.data.splits import split_size
 from binwrn_jax.nn.operations import portable
-from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
 from binwrn_jax.preflight.collectives import Collective, collectives
 from binwrn_jax.preflight.targets import OutOfMemory, Target
 from binwrn_jax.preflight.traffic import moved_bytes
 from binwrn_jax.training import config as configs
+from binwrn_jax.training.resolve import ResolvedRun, resolve
 from binwrn_jax.training.state import TrainState, init_state
 from binwrn_jax.training.step import jit_train_step
 
@@ -38,10 +38,13 @@ def train_images(config: ConfigDict) -> int:
 
 def state_shapes(config: ConfigDict) -> TrainState:
     """The state of a run as shapes."""
-    info = configs.dataset_info(config)
-    model = create_network(config.model, info.num_classes)
-    optimizer = configs.build_optimizer(config, steps_per_epoch=1)
-    return jax.eval_shape(lambda: init_state(model, optimizer, info.image_shape))
+    run = resolved(config)
+    return jax.eval_shape(lambda: init_state(run.network, run.optimizer, run.dataset.image_shape))
+
+
+def resolved(config: ConfigDict) -> ResolvedRun:
+    """What follows from a configuration; a data set smaller than a batch counts as one batch."""
+    return resolve(config, configs.dataset_info(config), max(train_images(config), config.batch_size))
 
 
 def input_shapes(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -133,11 +136,7 @@ def compile_step(config: ConfigDict, target: Target) -> CompiledStep:
     """
     mesh = sharding.make_mesh(config.devices, target.devices)
     sharding.check_batch(config.batch_size, config.model.ghost_size, config.accumulate)
-    info = configs.dataset_info(config)
-    steps_per_epoch = max(train_images(config) // config.batch_size, 1)
-    model = create_network(config.model, info.num_classes)
-    optimizer = configs.build_optimizer(config, steps_per_epoch)
-    step = jit_train_step(config, model, optimizer, mesh, steps_per_epoch, info.streamed)
+    step = jit_train_step(resolved(config), mesh)
     state, inputs = state_shapes(config), input_shapes(config, mesh)
     # This machine's own convolutions are not those of another one.
     with contextlib.nullcontext() if target.platform == "cpu" else portable():

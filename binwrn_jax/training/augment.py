@@ -1,4 +1,4 @@
-"""The paper's three augmentations, on device, filled with random integers (sections 3.2, 4)."""
+"""The paper's three augmentations, with random integers (sections 3.2, 4), and two more, on the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from binwrn_jax.errors import UserError
 
@@ -95,3 +95,86 @@ def augment(key: PRNGKeyArray, images: Batch, name: str = "flip_crop") -> Batch:
     for index, function in enumerate(AUGMENTATIONS[name]):
         images = function(jax.random.fold_in(key, index), images)
     return images
+
+
+# --- not in the paper -------------------------------------------------------------------------------------
+
+# Principal colours of ImageNet, by channel, and their deviations on a scale of 0 to 1 (Krizhevsky et al.
+# 2012, the values of fb.resnet.torch).
+_COLOURS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+_DEVIATIONS = (0.2175, 0.0188, 0.0045)
+_GREY = (0.299, 0.587, 0.114)
+
+
+def _to_uint8(x: Float[Array, "N H W C"]) -> Batch:
+    return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
+
+
+def lighting(key: PRNGKeyArray, images: Batch, deviation: float) -> Batch:
+    """Adds to each image a random colour along the principal ones of ImageNet (Krizhevsky et al. 2012).
+
+    Args:
+      key: typed PRNG key.
+      images: uint8 ``[N, H, W, 3]``.
+      deviation: of the normal factors of the principal colours, 0.1 there.
+    """
+    factors = deviation * jax.random.normal(key, (images.shape[0], 3), jnp.float32)
+    colours = (factors * jnp.asarray(_DEVIATIONS)[None]) @ jnp.asarray(_COLOURS).T
+    return _to_uint8(images.astype(jnp.float32) + 255 * colours[:, None, None, :])
+
+
+def jitter(key: PRNGKeyArray, images: Batch, magnitude: float) -> Batch:
+    """Changes brightness, contrast, saturation and shape of each image at random, as RandAugment does.
+
+    Brightness, contrast and, of colour images, saturation are multiplied by factors uniform in
+    ``1 +- magnitude``. Then the image is rotated and sheared about its centre: both off-diagonal terms of the
+    map, uniform in ``+- magnitude / 2``, are drawn alone; bilinear, with the border repeated. (Cubuk et al.
+    2020 have these among 14 operations.)
+
+    Args:
+      key: typed PRNG key.
+      images: uint8 ``[N, H, W, C]``.
+      magnitude: 0 to 1.
+    """
+    count, height, width, channels = images.shape
+    key_colour, key_shape = jax.random.split(key)
+    factors = 1 + magnitude * jax.random.uniform(key_colour, (3, count, 1, 1, 1), jnp.float32, -1, 1)
+    x = images.astype(jnp.float32) * factors[0]
+    mean = x.mean((1, 2, 3), keepdims=True)
+    x = mean + (x - mean) * factors[1]
+    if channels == 3:
+        grey = (x * jnp.asarray(_GREY)[None, None, None]).sum(-1, keepdims=True)
+        x = grey + (x - grey) * factors[2]
+    slopes = magnitude / 2 * jax.random.uniform(key_shape, (2, count, 1, 1), jnp.float32, -1, 1)
+    rows = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2)[None, :, None]
+    columns = (jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2)[None, None, :]
+    return _to_uint8(
+        _sample(
+            x,
+            rows + slopes[0] * columns + (height - 1) / 2,
+            columns + slopes[1] * rows + (width - 1) / 2,
+        )
+    )
+
+
+def _sample(
+    x: Float[Array, "N H W C"], rows: Float[Array, "N H W"], columns: Float[Array, "N H W"]
+) -> Float[Array, "N H W C"]:
+    """Bilinear values of images at points; beyond the border those of the border."""
+    count, height, width, channels = x.shape
+    rows, columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
+    top, left = jnp.floor(rows).astype(jnp.int32), jnp.floor(columns).astype(jnp.int32)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+    flat = x.reshape(count, height * width, channels)
+
+    def at(row: Int[Array, "N H W"], column: Int[Array, "N H W"]) -> Float[Array, "N H W C"]:
+        place = (row.clip(0, height - 1) * width + column.clip(0, width - 1)).reshape(count, -1, 1)
+        return jnp.take_along_axis(flat, place, axis=1).reshape(x.shape)
+
+    upper = at(top, left) * (1 - right) + at(top, left + 1) * right
+    lower = at(top + 1, left) * (1 - right) + at(top + 1, left + 1) * right
+    return upper * (1 - down) + lower * down

@@ -1,4 +1,4 @@
-"""All configuration fields with their defaults, and the spec words that pick a row of a table."""
+"""All configuration fields with their defaults, the values that they may have, and how two differ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,20 +17,9 @@ from binwrn_jax.data.jpeg import BOXES, CROPS
 from binwrn_jax.data.open import is_own, open_dataset
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.registry import create_network, default_fields
-from binwrn_jax.nn.rules import RULES as WEIGHT_RULES
-from binwrn_jax.nn.rules import clips_latent
 from binwrn_jax.training.augment import AUGMENTATIONS
 from binwrn_jax.training.moments import RULES as MOMENT_RULES
-from binwrn_jax.training.optimizer import sgd
-from binwrn_jax.training.schedules import (
-    SCALINGS,
-    Schedule,
-    batch_factor,
-    cycle_ends,
-    scaled,
-    sgdr,
-    step_decay,
-)
+from binwrn_jax.training.schedules import SCALINGS, SCHEDULES
 
 # Changing these between two starts of a run does not change what it computes, but for rounding.
 FREE_FIELDS = (
@@ -53,31 +41,15 @@ def base_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "data": {
-                "name": "cifar10",
-                # Of own images, see docs/own-data.md and `binwrn_jax.data.dataset.ImageOptions`.
-                "size": 0,  # side of the images that the network sees; 0 is the size that all of them have
-                "channels": 0,  # 1 is grey, 3 RGB, 0 grey if all images are
-                "resize": "bilinear",  # or 'center_crop'
-                "stream": "auto",  # 'yes' reads from disk at each step, 'no' keeps all on the devices
-                "skip_broken": False,  # leave out images that cannot be decoded
-                "image_column": "",  # of hf: and tfds:, where there are several
-                "label_column": "",
-                "dir": "",  # prepared TFDS data; else TFDS_DATA_DIR, else ~/tensorflow_datasets
-                "train_split": "",  # a TFDS split such as 'train[:5000]'; '' is the data set's own
-                "test_split": "",
-                # Of streamed data (ImageNet): processes that decode beside each training process, 0: its own
-                # threads, -1: a process for each core; and batches to have ready ahead of the step.
-                "workers": -1,
-                "prefetch": 4,
-            },
+            "data": _data_fields(),
             "model": default_fields(),
             "batch_size": 125,  # of one update, over all devices and micro-batches
             "accumulate": 1,  # micro-batches that one update is computed in, one after another
             "epochs": 126,
             "augmentation": "flip_crop",
+            "recipe": _recipe_fields(),
             "schedule": {
-                "name": "sgdr",  # or 'step', the comparison of Fig. 6
+                "name": "sgdr",  # or 'step', the comparison of Fig. 6, or 'cosine', a single cycle
                 "peak": 0.1,
                 "floor": 1e-4,
                 "first_cycle": 2,
@@ -92,71 +64,54 @@ def base_config() -> ConfigDict:
             "moments": "dataset",
             # crops: 25 evaluates the last network on 5 scales x 5 positions besides (streamed data only)
             "eval": {"every_epoch": False, "batch_size": 500, "crops": 1},
-            "init_from": "",  # a model to start from: a finished workdir or an imported model
+            # A model to start from: a workdir, a model folder, a packed file or a released .mat file.
+            "init_from": "",
+            "freeze": "",  # parameters that stay as they are: paths with wildcards, 'conv0/*,bn0/*'
             "devices": 0,  # 0: all that JAX sees
-            "checkpoint": {"every_steps": 500, "keep": 2},
-            "log": {"every_steps": 50, "tensorboard": False},
+            # best: keep the model with the least validation error in `best/` (data.validation_split)
+            "checkpoint": {"every_steps": 500, "keep": 2, "best": False},
+            "log": {"every_steps": 50, "to": ""},  # tensorboard, wandb, mlflow, separated by commas
             "profile": False,  # trace a few steps into the workdir
         }
     )
 
 
-def parse_spec(config: ConfigDict, spec: str, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Applies the words after the colon of ``--config=configs/cifar10.py:20-4,1bit,cutout``.
-
-    Words are separated by commas: the network as depth-width (``20-10``), a weight rule
-    (``1bit``, ``32bit``, ``bwn``, ``bwn_layer``, ``binaryconnect``) and any of
-
-    * ``cutout``: the third augmentation (``++`` in Table 1),
-    * ``plain``: no skip connections (appendix B),
-    * ``learnbn``: learn all BN scales and offsets (Fig. 6), with running BN moments: those after training
-      are for layers without (section 3.2.1),
-    * ``step``: the step schedule of Fig. 6 instead of warm restarts,
-    * ``nobn``: the follow-up without batch norm (arXiv 1907.06916), temperature 40,
-    * ``matlab``: the MATLAB version where it differs from the text (rate down to 1e-5),
-    * ``keras``: the Keras version (``same`` padding, no input ReLU, rate down to 1e-5, momentum
-      kept at restarts, running BN moments),
-    * ``bf16``: bfloat16 activations.
-
-    Args:
-      config: changed in place.
-      spec: the words, or ''.
-      extra: further words of one config file, each with the fields that it sets.
-
-    Raises:
-      UserError: unknown word; the message lists those that exist.
-    """
-    cutout = "flip_crop_cutout" if "flip" in config.augmentation else "crop_cutout"
-    words: dict[str, Mapping[str, Any]] = {
-        **{rule: {"model.weights": rule} for rule in WEIGHT_RULES},
-        "cutout": {"augmentation": cutout},
-        "plain": {"model.plain": True},
-        "learnbn": {"model.affine": True, "moments": "running"},
-        "step": {"schedule.name": "step"},
-        "nobn": {"model.norm": "none", "model.temperature": 40.0, "model.input_relu": False},
-        "matlab": {"schedule.floor": 1e-5},
-        "keras": {
-            "model.padding": "same",
-            "model.input_relu": False,
-            "schedule.floor": 1e-5,
-            "optimizer.reset_momentum": False,
-            "moments": "running",
-        },
-        "bf16": {"model.dtype": "bfloat16"},
-        **(extra or {}),
+def _data_fields() -> dict[str, Any]:
+    """Which images, and how they are read."""
+    return {
+        "name": "cifar10",
+        # Of own images, see docs/own-data.md and `binwrn_jax.data.dataset.ImageOptions`.
+        "size": 0,  # side of the images that the network sees; 0 is the size that all of them have
+        "channels": 0,  # 1 is grey, 3 RGB, 0 grey if all images are
+        "resize": "bilinear",  # or 'center_crop'
+        "stream": "auto",  # 'yes' reads from disk at each step, 'no' keeps all on the devices
+        "skip_broken": False,  # leave out images that cannot be decoded
+        "image_column": "",  # of hf: and tfds:, where there are several
+        "label_column": "",
+        "dir": "",  # prepared TFDS data; else TFDS_DATA_DIR, else ~/tensorflow_datasets
+        "train_split": "",  # a TFDS split such as 'train[:5000]'; '' is the data set's own
+        "test_split": "",
+        "validation_split": "",  # chooses the best checkpoint and the temperature; '' is none
+        # Of streamed data (ImageNet): processes that decode beside each training process, 0: its own
+        # threads, -1: a process for each core; and batches to have ready ahead of the step.
+        "workers": -1,
+        "prefetch": 4,
     }
-    for word in filter(None, (part.strip() for part in spec.split(","))):
-        network = re.fullmatch(r"(\d+)-(\d+(?:\.\d+)?)", word)
-        if network:
-            config.model.depth, config.model.width = int(network[1]), float(network[2])
-        elif word in words:
-            config.update_from_flattened_dict(words[word])
-        else:
-            near = difflib.get_close_matches(word, words, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(
-                f"unknown spec word {word!r}{hint}: use a network such as 20-4, {', '.join(words)}"
-            )
+
+
+def _recipe_fields() -> dict[str, Any]:
+    """What the paper does not do, see `binwrn_jax.training.recipes`; 0 or '' is without."""
+    return {
+        "label_smoothing": 0.0,  # share of each target that all classes get in equal parts
+        "mixup": 0.0,  # alpha of the Beta distribution that images and targets are mixed by
+        "cutmix": 0.0,  # the same, of the share that a patch has of an image
+        "jitter": 0.0,  # magnitude of random changes of colour and shape, 0 to 1
+        "lighting": 0.0,  # standard deviation of random steps along the principal colours
+        "ema": 0.0,  # decay of the averaged latent weights that are evaluated and saved
+        "teacher": "",  # a model folder, workdir or pretrained name to learn from
+        "teacher_weight": 0.9,  # share of the teacher in the loss
+        "teacher_temperature": 4.0,
+    }
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -237,6 +192,36 @@ def differences(
     ]
 
 
+# Least and greatest value of the numeric fields.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),  # what a PRNG key holds
+    "epochs": (1, 10**6),
+    "batch_size": (1, math.inf),
+    "eval.batch_size": (1, 2**16),
+    "checkpoint.every_steps": (1, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "log.every_steps": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "schedule.first_cycle": (1, math.inf),
+    "schedule.reference_batch": (1, math.inf),
+    "schedule.warmup_epochs": (0, math.inf),
+    "model.ghost_size": (0, math.inf),
+    "devices": (0, math.inf),
+    "data.workers": (-1, math.inf),
+    "data.prefetch": (1, math.inf),
+    "data.size": (0, 2**14),
+    "data.channels": (0, 4),
+    "recipe.label_smoothing": (0, 0.99),
+    "recipe.mixup": (0, 100),
+    "recipe.cutmix": (0, 100),
+    "recipe.jitter": (0, 1),
+    "recipe.lighting": (0, 10),
+    "recipe.ema": (0, 0.999999),
+    "recipe.teacher_weight": (0, 1),
+    "recipe.teacher_temperature": (0.01, 1000),
+}
+
+
 def image_options(config: ConfigDict) -> ImageOptions:
     """How own images are read; those that are cropped as they are decoded are always streamed."""
     data = config.data
@@ -281,80 +266,57 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: the first mistake found, with what to do.
     """
+    _check_numbers(config)
     _check_data(config)
     create_network(config.model, num_classes=2).check()
     for field, value, choices in (
         ("augmentation", config.augmentation, AUGMENTATIONS),
         ("moments", config.moments, MOMENT_RULES),
-        ("schedule.name", config.schedule.name, ("sgdr", "step")),
+        ("schedule.name", config.schedule.name, SCHEDULES),
         ("schedule.scaling", config.schedule.scaling, SCALINGS),
         ("eval.crops", config.eval.crops, CROPS),
     ):
         if value not in choices:
             raise UserError(f"unknown {field} {value!r}: choose one of {', '.join(map(str, choices))}")
-    for field, value, least in (
-        ("seed", config.seed, 0),
-        ("epochs", config.epochs, 1),
-        ("eval.batch_size", config.eval.batch_size, 1),
-        ("checkpoint.every_steps", config.checkpoint.every_steps, 1),
-        ("checkpoint.keep", config.checkpoint.keep, 1),
-        ("log.every_steps", config.log.every_steps, 1),
-        ("accumulate", config.accumulate, 1),
-        ("schedule.first_cycle", config.schedule.first_cycle, 1),
-        ("schedule.reference_batch", config.schedule.reference_batch, 1),
-        ("schedule.warmup_epochs", config.schedule.warmup_epochs, 0),
-        ("model.ghost_size", config.model.ghost_size, 0),
-        ("devices", config.devices, 0),
-        ("data.workers", config.data.workers, -1),
-        ("data.prefetch", config.data.prefetch, 1),
-    ):
-        if not value >= least:
+    _check_optimization(config)
+    if config.recipe.ema and config.moments != "dataset":
+        raise UserError(
+            "recipe.ema averages weights, and running batch-norm moments are not theirs: set moments=dataset"
+        )
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Every field is there, every number is one, and those with a range are in it."""
+    values = dict(flatten(config))
+    for field, default in flatten(base_config()):
+        if field not in values:
+            raise UserError(f"config field {field} is missing: it is {default!r} by default")
+        value = values[field]
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+            raise UserError(f"{field} is {value}: give a finite number")
+    for field, (least, most) in RANGES.items():
+        value = values[field]
+        if value < least:
             raise UserError(f"{field} is {value}: it must be at least {least}")
-    if config.seed >= 2**32:  # what a PRNG key holds
-        raise UserError(f"seed is {config.seed}: it must be below 2**32")
+        if value > most:
+            raise UserError(f"{field} is {value}: it must be at most {most}")
+
+
+def _check_optimization(config: ConfigDict) -> None:
     s, optimizer = config.schedule, config.optimizer
-    if not 0 <= s.floor <= s.peak < math.inf or not s.peak > 0:
+    if not 0 <= s.floor <= s.peak or not s.peak > 0:
         raise UserError(
             f"schedule.peak is {s.peak} and schedule.floor {s.floor}: the rate falls from the peak, which is "
             "positive, to the floor, which is neither negative nor above it"
         )
-    if not all(0 <= rate < math.inf for rate in s.rates):
-        raise UserError(f"schedule.rates are {s.rates}: they must be neither negative nor infinite")
+    if any(rate < 0 for rate in s.rates):
+        raise UserError(f"schedule.rates are {s.rates}: they must not be negative")
     if list(s.drops) != sorted(set(s.drops)) or any(drop < 1 for drop in s.drops):
         raise UserError(f"schedule.drops are {s.drops}: they must be ascending epochs from 1 on")
+    if s.name == "step" and len(s.rates) != len(s.drops) + 1:
+        raise UserError(f"{len(s.drops)} schedule.drops need {len(s.drops) + 1} rates, not {len(s.rates)}")
     if not 0 <= optimizer.momentum < 1:
         raise UserError(f"optimizer.momentum is {optimizer.momentum}: it must be from 0 to below 1")
-    if not 0 <= optimizer.weight_decay < math.inf:
+    if optimizer.weight_decay < 0:
         raise UserError(f"optimizer.weight_decay is {optimizer.weight_decay}: it must not be negative")
-
-
-def restarts(config: ConfigDict) -> tuple[int, ...]:
-    """Epochs at whose end a cycle of the learning rate ends, the last epoch included."""
-    if config.schedule.name == "step":
-        return (*(drop for drop in config.schedule.drops if drop < config.epochs), config.epochs)
-    return cycle_ends(config.epochs, config.schedule.first_cycle)
-
-
-def build_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
-    """The learning rate by step."""
-    s = config.schedule
-    if s.name == "step":
-        schedule = step_decay(steps_per_epoch, s.rates, s.drops)
-    else:
-        schedule = sgdr(config.epochs, steps_per_epoch, s.peak, s.floor, s.first_cycle)
-    factor = batch_factor(config.batch_size, s.reference_batch, s.scaling)
-    return scaled(schedule, factor, round(s.warmup_epochs * steps_per_epoch))
-
-
-def build_optimizer(config: ConfigDict, steps_per_epoch: int) -> Any:
-    """The optax transformation with the configured schedule, decay and momentum resets."""
-    resets: tuple[int, ...] = ()
-    if config.schedule.name == "sgdr" and config.optimizer.reset_momentum:
-        resets = tuple(end * steps_per_epoch for end in restarts(config)[:-1])
-    return sgd(
-        build_schedule(config, steps_per_epoch),
-        config.optimizer.momentum,
-        config.optimizer.weight_decay,
-        resets,
-        clip=clips_latent(config.model.weights),
-    )

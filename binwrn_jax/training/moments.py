@@ -5,13 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from binwrn_jax.data.batch import Inputs
+from binwrn_jax.data.batch import Inputs, fetch
 from binwrn_jax.nn.layers import BN_EPSILON
+from binwrn_jax.parallel import sharding
+from binwrn_jax.training.recipes import Recipe
+from binwrn_jax.training.state import MOMENTS_STREAM, stream_key
 
 RULES = ("dataset", "running")
+
+
+def make_moments_step(
+    model: nn.Module, recipe: Recipe, seed: int = 0
+) -> Callable[[Any, Any, Inputs, jax.Array], Any]:
+    """One batch of the pass that computes the BN moments for inference (section 3.2.1).
+
+    Returns:
+      A pure function ``(sums, variables, inputs, position) -> sums`` that adds the batch's
+      moments ``{bn: {mean, std}}``, float32 ``[C]``, to the running sums; the augmentation's key
+      is derived from ``position``, an int32 scalar.
+    """
+
+    def moments_step(sums: Any, variables: Any, inputs: Inputs, position: jax.Array) -> Any:
+        images, _ = fetch(inputs)
+        images = recipe.augment(stream_key(seed, MOMENTS_STREAM, position), images)
+        _, updated = model.apply(variables, images, train=True, mutable=["moments", "batch_stats"])
+        return jax.tree.map(jnp.add, sums, updated["moments"])
+
+    return moments_step
+
+
+def jit_moments_step(model: nn.Module, recipe: Recipe, seed: int, mesh: Mesh, streamed: bool) -> Any:
+    """`make_moments_step` as one program for all devices of a mesh, which divide each batch."""
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(
+        make_moments_step(model, recipe, seed),
+        donate_argnums=0,
+        in_shardings=(everywhere, everywhere, sharding.inputs(mesh, streamed), everywhere),
+        out_shardings=everywhere,
+    )
 
 
 def dataset_moments(
@@ -26,7 +62,7 @@ def dataset_moments(
     running average of momentum 0.99 that training keeps in ``batch_stats``, as in Keras.)
 
     Args:
-      moments_step: jitted result of `binwrn_jax.training.step.make_moments_step`.
+      moments_step: jitted result of `make_moments_step`.
       variables: ``params`` and ``batch_stats``.
       batches: pairs of position (int) and inputs.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from binwrn_jax.errors import UserError
 from binwrn_jax.training.schedules import Schedule
 
 Params = Any
@@ -83,3 +85,70 @@ def sgd(
         optax.scale_by_learning_rate(schedule),
     ]
     return optax.chain(*parts, clip_latent()) if clip else optax.chain(*parts)
+
+
+class AverageState(NamedTuple):
+    """State of the wrapped optimizer, and the averages of the parameters."""
+
+    inner: Any
+    average: Any
+
+
+def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """Also keeps ``average <- decay average + (1 - decay) w`` of the parameters after each update.
+
+    Args:
+      optimizer: any; its updates do not change.
+      decay: 0 to below 1. The averages begin at the initial parameters.
+    """
+
+    def init(params: Params) -> AverageState:
+        return AverageState(optimizer.init(params), jax.tree.map(jnp.array, params))
+
+    def update(grads: Any, state: AverageState, params: Params = None) -> tuple[Any, AverageState]:
+        updates, inner = optimizer.update(grads, state.inner, params)
+        new = optax.apply_updates(params, updates)
+        return updates, AverageState(inner, optax.incremental_update(new, state.average, 1 - decay))
+
+    return optax.GradientTransformation(init, update)
+
+
+def by_path(patterns: Sequence[str]) -> Callable[[Params], Any]:
+    """A mask as optax takes them: True at the parameters whose path one of the patterns matches.
+
+    Args:
+      patterns: such as ``'conv0/kernel'`` or ``'bn*'``, with the wildcards of `fnmatch`; ``'conv0'`` stands
+        for all parameters of that layer.
+
+    Raises:
+      UserError: in the mask, a pattern that matches no parameter.
+
+    >>> by_path(["conv0"])({"conv0": {"kernel": 1}, "conv1": {"kernel": 2}})
+    {'conv0': {'kernel': True}, 'conv1': {'kernel': False}}
+    """
+
+    def mask(params: Params) -> Any:
+        paths = jax.tree_util.tree_map_with_path(
+            lambda path, _: "/".join(str(getattr(key, "key", key)) for key in path), params
+        )
+        names = jax.tree.leaves(paths)
+        for pattern in patterns:
+            if not any(matches(name, pattern) for name in names):
+                raise UserError(f"freeze: {pattern!r} matches no parameter; there are {', '.join(names)}")
+        return jax.tree.map(lambda name: any(matches(name, pattern) for pattern in patterns), paths)
+
+    def matches(name: str, pattern: str) -> bool:
+        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern.rstrip('/')}/*")
+
+    return mask
+
+
+def freeze(optimizer: optax.GradientTransformation, patterns: str) -> optax.GradientTransformation:
+    """Leaves the parameters as they are whose path one of the patterns matches.
+
+    Args:
+      optimizer: updates the others.
+      patterns: separated by commas, see `by_path`.
+    """
+    names = [part.strip() for part in patterns.split(",") if part.strip()]
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), by_path(names)))

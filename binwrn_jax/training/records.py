@@ -10,6 +10,7 @@ from typing import Any
 
 from binwrn_jax.store.model import stored_step
 from binwrn_jax.system import files
+from binwrn_jax.training.loggers import Logger
 
 Record = dict[str, Any]
 
@@ -50,7 +51,7 @@ def _is_number(value: Any) -> bool:
 
 
 class MetricsLog:
-    """Appends records to ``metrics.jsonl``, and to TensorBoard event files if asked.
+    """Appends records to ``metrics.jsonl``, and passes them on to other services if asked.
 
     A resumed run drops what was logged after the step that it resumes from, so that each step is in the file
     once. An evaluation at that step counts only with the model that it wrote: where ``model/`` is gone or
@@ -58,9 +59,10 @@ class MetricsLog:
 
     Attributes:
       records: all records of the run up to now, those of earlier processes included.
+      mirrors: services that get the same numbers.
     """
 
-    def __init__(self, workdir: Path, resume_step: int, tensorboard: bool = False) -> None:
+    def __init__(self, workdir: Path, resume_step: int) -> None:
         path = workdir / "metrics.jsonl"
         self.records = [record for record in read_records(path) if record["step"] <= resume_step]
         last = {"kind": "eval", "step": resume_step}
@@ -70,11 +72,7 @@ class MetricsLog:
             self.records = others
         files.replace_file(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = files.RecordFile(path)
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self.mirrors: list[Logger] = []
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds one record; those of epochs and evaluations are on the disk when this returns.
@@ -90,10 +88,13 @@ class MetricsLog:
         self._file.append(record)
         if kind != "train":
             self.sync()  # a mounted bucket keeps nothing before
-        if self._board:
-            for name, value in values.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        for mirror in self.mirrors:
+            mirror.log(kind, step, {name: value for name, value in values.items() if _is_number(value)})
+
+    def artifact(self, path: Path) -> None:
+        """Gives a file of the work directory to the other services."""
+        for mirror in self.mirrors:
+            mirror.artifact(path)
 
     def sync(self) -> None:
         """Returns when all records are on the disk; before a checkpoint, which goes on from them."""
@@ -121,10 +122,10 @@ class MetricsLog:
         return {name: reports[-1][name] for name in sums}
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the file and the other services."""
         self._file.close()
-        if self._board:
-            self._board.close()
+        for mirror in self.mirrors:
+            mirror.close()
 
 
 class NoLog(MetricsLog):
@@ -132,6 +133,7 @@ class NoLog(MetricsLog):
 
     def __init__(self) -> None:
         self.records = []
+        self.mirrors = []
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Does nothing."""

@@ -14,6 +14,7 @@ from binwrn_jax.errors import UserError
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 SCALINGS = ("none", "linear", "sqrt")
+SCHEDULES = ("sgdr", "step", "cosine")
 
 
 def cycle_ends(epochs: int, first: int = 2) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The pure functions that are jitted: one training step, one evaluation step, one moments step."""
+"""The training step: a pure function, and the same as one program for all devices of a mesh."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from binwrn_jax.data.batch import Inputs, fetch
-from binwrn_jax.evaluation import cross_entropy
 from binwrn_jax.parallel import sharding
-from binwrn_jax.training.augment import augment
-from binwrn_jax.training.state import MOMENTS_STREAM, TRAIN_STREAM, TrainState, stream_key
+from binwrn_jax.training.recipes import Recipe
+from binwrn_jax.training.resolve import ResolvedRun
+from binwrn_jax.training.state import TRAIN_STREAM, TrainState, stream_key
 
 Metrics = dict[str, jax.Array]
+
+# Added to the step's key for what a recipe draws after the augmentation.
+_PREPARE = 1_000_000
+
+
+class Batch(NamedTuple):
+    """What the gradients are taken of: ``images`` and ``targets`` of a recipe, ``labels`` int32 ``[N]``."""
+
+    images: jax.Array
+    targets: Any
+    labels: jax.Array
 
 
 class Gradients(NamedTuple):
@@ -30,20 +40,21 @@ class Gradients(NamedTuple):
     errors: jax.Array  # int32
 
 
-GradientFunction = Callable[[Any, Any, jax.Array, jax.Array], Gradients]
+GradientFunction = Callable[[Any, Any, Batch], Gradients]
 
 
-def batch_gradients(model: nn.Module) -> GradientFunction:
-    """The function ``(params, batch_stats, images, labels) -> Gradients`` of the mean loss of a batch."""
+def batch_gradients(model: nn.Module, loss: Callable[[jax.Array, Any], jax.Array]) -> GradientFunction:
+    """The function ``(params, batch_stats, batch) -> Gradients`` of the mean loss of a batch."""
 
-    def gradients(params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> Gradients:
+    def gradients(params: Any, batch_stats: Any, batch: Batch) -> Gradients:
         def loss_function(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": batch_stats}
-            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            return cross_entropy(logits, labels).mean(), (logits, updated["batch_stats"])
+            logits, updated = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
+            return loss(logits, batch.targets).mean(), (logits, updated["batch_stats"])
 
-        (loss, (logits, updated)), grads = jax.value_and_grad(loss_function, has_aux=True)(params)
-        return Gradients(grads, updated, loss, (logits.argmax(-1) != labels).sum(dtype=jnp.int32))
+        (mean, (logits, updated)), grads = jax.value_and_grad(loss_function, has_aux=True)(params)
+        errors = (logits.argmax(-1) != batch.labels).sum(dtype=jnp.int32)
+        return Gradients(grads, updated, mean, errors)
 
     return gradients
 
@@ -66,9 +77,9 @@ def accumulated(gradients: GradientFunction, count: int, group: int) -> Gradient
         groups = x.reshape(-1, count, group, *x.shape[1:])
         return jnp.moveaxis(groups, 1, 0).reshape(count, -1, *x.shape[1:])
 
-    def over_micro_batches(params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> Gradients:
-        def add(total: Gradients, batch: tuple[jax.Array, jax.Array]) -> tuple[Gradients, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, batch_stats, *batch)), None
+    def over_micro_batches(params: Any, batch_stats: Any, batch: Batch) -> Gradients:
+        def add(total: Gradients, part: Batch) -> tuple[Gradients, None]:
+            return jax.tree.map(jnp.add, total, gradients(params, batch_stats, part)), None
 
         nothing = Gradients(
             grads=jax.tree.map(jnp.zeros_like, params),
@@ -76,7 +87,7 @@ def accumulated(gradients: GradientFunction, count: int, group: int) -> Gradient
             loss=jnp.zeros([], jnp.float32),
             errors=jnp.zeros([], jnp.int32),
         )
-        total, _ = jax.lax.scan(add, nothing, (cut(images), cut(labels)))
+        total, _ = jax.lax.scan(add, nothing, jax.tree.map(cut, batch))
         mean = jax.tree.map(lambda x: x / count, total)
         return mean._replace(errors=total.errors)
 
@@ -86,7 +97,7 @@ def accumulated(gradients: GradientFunction, count: int, group: int) -> Gradient
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    augmentation: str = "flip_crop",
+    recipe: Recipe,
     seed: int = 0,
     steps_per_epoch: int = 1,
     accumulate: int = 1,
@@ -96,8 +107,8 @@ def make_train_step(
     Args:
       model: a network of `binwrn_jax.nn`.
       optimizer: see `binwrn_jax.training.optimizer.sgd`.
-      augmentation: see `binwrn_jax.training.augment.augment`.
-      seed: the augmentation's key is derived from it and ``state.step``.
+      recipe: see `binwrn_jax.training.recipes`; ``paper_recipe("flip_crop")`` is the paper's.
+      seed: the recipe's key is derived from it and ``state.step``.
       steps_per_epoch: when to restart the epoch's sums.
       accumulate: micro-batches, see `accumulated`; more than 1 needs a model with ghost groups.
 
@@ -107,14 +118,17 @@ def make_train_step(
       losses in nats since the epoch began), ``epoch_errors`` (int32 count) and ``loss``
       (float32, of this batch).
     """
-    gradients = batch_gradients(model)
+    gradients = batch_gradients(model, recipe.loss)
     if accumulate > 1:
         gradients = accumulated(gradients, accumulate, model.ghost_size)
 
     def train_step(state: TrainState, inputs: Inputs) -> tuple[TrainState, Metrics]:
         images, labels = fetch(inputs)
-        images = augment(stream_key(seed, TRAIN_STREAM, state.step), images, augmentation)
-        grads, batch_stats, loss, errors = gradients(state.params, state.batch_stats, images, labels)
+        key = stream_key(seed, TRAIN_STREAM, state.step)
+        images = recipe.augment(key, images)
+        images, targets = recipe.prepare(jax.random.fold_in(key, _PREPARE), images, labels)
+        batch = Batch(images, targets, labels)
+        grads, batch_stats, loss, errors = gradients(state.params, state.batch_stats, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new_epoch = state.step % steps_per_epoch == 0
         state = TrainState(
@@ -130,56 +144,27 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(
-    config: ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    steps_per_epoch: int,
-    streamed: bool = False,
-) -> Any:
-    """The training step of a configuration as one program for all devices of a mesh.
+def jit_train_step(run: ResolvedRun, mesh: Mesh) -> Any:
+    """The training step of a run as one program for all devices of a mesh.
 
-    It is what the run executes and what ``binwrn preflight`` compiles: the state lies whole on every
+    It is what the loop executes and what ``binwrn preflight`` compiles: the state lies whole on every
     device and is donated, the batch is divided.
-
-    Args:
-      config: see `binwrn_jax.training.config.base_config`.
-      model: its network.
-      optimizer: its optimiser.
-      mesh: from `binwrn_jax.parallel.sharding.make_mesh`.
-      steps_per_epoch: see `make_train_step`.
-      streamed: see `binwrn_jax.parallel.sharding.inputs`.
 
     Returns:
       The jitted `make_train_step`.
     """
     everywhere = sharding.replicated(mesh)
+    step = make_train_step(
+        run.network,
+        run.optimizer,
+        run.recipe,
+        run.config.seed,
+        run.steps_per_epoch,
+        run.config.accumulate,
+    )
     return jax.jit(
-        make_train_step(
-            model, optimizer, config.augmentation, config.seed, steps_per_epoch, config.accumulate
-        ),
+        step,
         donate_argnums=0,
-        in_shardings=(everywhere, sharding.inputs(mesh, streamed)),
+        in_shardings=(everywhere, sharding.inputs(mesh, run.dataset.streamed)),
         out_shardings=everywhere,
     )
-
-
-def make_moments_step(
-    model: nn.Module, augmentation: str = "flip_crop", seed: int = 0
-) -> Callable[[Any, Any, Inputs, jax.Array], Any]:
-    """One batch of the pass that computes the BN moments for inference (section 3.2.1).
-
-    Returns:
-      A pure function ``(sums, variables, inputs, position) -> sums`` that adds the batch's
-      moments ``{bn: {mean, std}}``, float32 ``[C]``, to the running sums; the augmentation's key
-      is derived from ``position``, an int32 scalar.
-    """
-
-    def moments_step(sums: Any, variables: Any, inputs: Inputs, position: jax.Array) -> Any:
-        images, _ = fetch(inputs)
-        images = augment(stream_key(seed, MOMENTS_STREAM, position), images, augmentation)
-        _, updated = model.apply(variables, images, train=True, mutable=["moments", "batch_stats"])
-        return jax.tree.map(jnp.add, sums, updated["moments"])
-
-    return moments_step

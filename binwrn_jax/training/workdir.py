@@ -25,20 +25,25 @@ from binwrn_jax.parallel import processes as distributed
 from binwrn_jax.store.checkpoints import set_damaged_aside
 from binwrn_jax.system.files import remove_leftovers, replace_file
 from binwrn_jax.training import config as configs
+from binwrn_jax.training.resolve import ResolvedRun, continuation_conflict
 from binwrn_jax.training.state import TrainState
 
 SHARED_SECONDS = 10.0  # until a file that one machine wrote must be seen by another
 
 # What a run writes beside its config.json.
 RUN_FILES = (
+    "best",
     "checkpoints",
     "curves.png",
     "environment.json",
+    "loggers.json",
     "metrics.jsonl",
+    "mlflow",
     "model",
     "model.safetensors",
     "summary.json",
     "tensorboard",
+    "wandb",
 )
 
 _log = logging.getLogger("binwrn_jax")
@@ -112,14 +117,17 @@ def check_same(config: ConfigDict) -> None:
         raise UserError(f"not the config of process 0 ({'; '.join(differing)}): start all with the same")
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, state: TrainState, milestones: int) -> None:
+def claim_workdir(workdir: Path, run: ResolvedRun, state: TrainState) -> None:
     """Writes the resolved configuration into a new workdir.
+
+    A workdir of the same run with fewer epochs is taken too, if that run is the beginning of this one.
 
     Raises:
       UserError: it is of another run, or has files of no run whose names this one would use, or no room
-        for checkpoints of ``state``, of which ``milestones`` are kept for ever.
+        for checkpoints of ``state``, of which those of the cycle ends are kept for ever.
     """
-    check_disk(workdir, state, config.checkpoint.keep + milestones)
+    config = run.config
+    check_disk(workdir, state, config.checkpoint.keep + len(run.cycle_ends))
     path = workdir / "config.json"
     if path.exists():
         try:
@@ -128,11 +136,15 @@ def claim_workdir(workdir: Path, config: ConfigDict, state: TrainState, mileston
                 raise ValueError
         except ValueError:
             raise UserError(f"{path} is damaged: restore it, or choose another --workdir") from None
-        differing = configs.differences(old, config.to_dict())
-        if differing:
-            raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(differing)}): choose another --workdir"
-            )
+        if differing := configs.differences(old, config.to_dict()):
+            why = "; ".join(differing)
+            conflict = continuation_conflict(old, run) if differing[0].startswith("epochs: ") else why
+            if len(differing) > 1 or conflict:
+                raise UserError(
+                    f"{workdir} holds a run of another config ({conflict if len(differing) == 1 else why}): "
+                    "choose another --workdir"
+                )
+            write_config(workdir, config)
     elif found := [name for name in RUN_FILES if (workdir / name).exists()]:
         raise UserError(f"{workdir} has {found[0]} but no config.json: choose another --workdir")
     else:

@@ -25,6 +25,7 @@ import scipy.special
 from binwrn_jax.cli.main import main
 from binwrn_jax.data import jpeg as imagenet
 from binwrn_jax.data import records
+from binwrn_jax.data.catalog import lookup
 from binwrn_jax.data.dataset import Example
 from binwrn_jax.data.jpeg import Box
 from binwrn_jax.data.open import open_dataset
@@ -36,7 +37,8 @@ from binwrn_jax.evaluation import evaluate, make_eval_step, measure
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
 from binwrn_jax.store.model import load_model, save_model
-from binwrn_jax.training.config import base_config, check
+from binwrn_jax.training.config import base_config
+from binwrn_jax.training.resolve import resolve
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR")
 ROOT = Path(__file__).parents[2]
@@ -572,9 +574,9 @@ def test_crops_are_for_large_images(capsys, model):
     config = base_config()
     config.eval.crops = 25
     with pytest.raises(UserError, match=r"eval.crops 25 is for large images: cifar10 is not"):
-        check(config)
+        resolve(config, lookup("cifar10"))
     config.eval.crops, config.augmentation = 1, "scale_flip"
     with pytest.raises(UserError, match="augmentation 'scale_flip' is for large images"):
-        check(config)
+        resolve(config, lookup("cifar10"))
     config.data.name = "imagenet2012"
-    check(config)
+    assert resolve(config, lookup("imagenet2012")).recipe.host_crop == "scale_flip"

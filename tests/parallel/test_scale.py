@@ -11,6 +11,7 @@ from trajectories import assert_same, follow
 from binwrn_jax import UserError, WideResNet, init_state, make_mesh, make_train_step, sgd, sgdr
 from binwrn_jax.parallel import sharding
 from binwrn_jax.preflight.collectives import collectives
+from binwrn_jax.training.recipes import paper_recipe
 
 BATCH = 64
 SHAPE = (32, 32, 3)
@@ -39,7 +40,9 @@ class Compiled:
             "images": jax.ShapeDtypeStruct((BATCH, *SHAPE), np.uint8),
             "labels": jax.ShapeDtypeStruct((BATCH,), np.int32),
         }
-        self.step = make_train_step(model, OPTIMIZER, "flip_crop", seed=1, accumulate=accumulate)
+        self.step = make_train_step(
+            model, OPTIMIZER, paper_recipe("flip_crop"), seed=1, accumulate=accumulate
+        )
         self.program = (
             jax.jit(self.step, in_shardings=(self.everywhere, self.divided), out_shardings=self.everywhere)
             .lower(self.start, inputs)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from binwrn_jax import init_state, make_mesh
-from binwrn_jax.nn.registry import create_network
+from binwrn_jax.data.catalog import lookup
 from binwrn_jax.parallel.sharding import BatchSplit
 from binwrn_jax.preflight.collectives import collectives
-from binwrn_jax.training.config import base_config, build_optimizer
+from binwrn_jax.training.config import base_config
+from binwrn_jax.training.resolve import resolve
 from binwrn_jax.training.step import jit_train_step
 
 
@@ -16,17 +17,16 @@ def compiled_step(devices):
     """The text of the run's training step on so many devices, from shapes alone; and its state."""
     config = base_config()
     config.model.depth, config.model.width, config.batch_size = 8, 0.25, 40
-    model, optimizer = create_network(config.model, 10), build_optimizer(config, 2)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, (8, 8, 1)))
-    mesh = make_mesh(devices)
+    config.data.name = "digits"
+    run, mesh = resolve(config, lookup("digits"), 80), make_mesh(devices)
+    state = jax.eval_shape(lambda: init_state(run.network, run.optimizer, (8, 8, 1)))
     inputs = {
         "images": jax.ShapeDtypeStruct((100, 8, 8, 1), np.uint8),
         "labels": jax.ShapeDtypeStruct((100,), np.int32),
         "indices": jax.ShapeDtypeStruct((40,), np.int32),
         "split": BatchSplit(mesh, 40),
     }
-    step = jit_train_step(config, model, optimizer, mesh, steps_per_epoch=2)
-    return step.lower(state, inputs).compile().as_text(), state
+    return jit_train_step(run, mesh).lower(state, inputs).compile().as_text(), state
 
 
 def test_one_device_sends_nothing():

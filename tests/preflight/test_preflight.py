@@ -30,12 +30,13 @@ from binwrn_jax.preflight.targets import (
     tpu_out_of_memory,
 )
 from binwrn_jax.preflight.text import chip_hours, comparison, duration, lines, memory, number, plural, traffic
-from binwrn_jax.training.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config
+from binwrn_jax.training.variants import apply_variants
 
 
 def config(spec="8-0.25", **fields):
     result = base_config()
-    parse_spec(result, spec)
+    apply_variants(result, spec)
     result.data.name = "digits"
     result.update_from_flattened_dict({"batch_size": 64, "epochs": 2, **fields})
     return result

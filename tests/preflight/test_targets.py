@@ -17,7 +17,8 @@ from binwrn_jax.preflight import targets
 from binwrn_jax.preflight.compile import size_of, state_shapes
 from binwrn_jax.preflight.gpus import GPUS, target_config
 from binwrn_jax.preflight.targets import open_target, set_environment
-from binwrn_jax.training.config import base_config, parse_spec
+from binwrn_jax.training.config import base_config
+from binwrn_jax.training.variants import apply_variants
 
 PROGRAM = "import sys; from binwrn_jax.cli.main import main; sys.exit(main())"
 KEPT_OUT = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_ACCELERATOR_TYPE")
@@ -38,7 +39,7 @@ def binwrn(*arguments):
 def smallest(shape=(32, 32, 3)):
     """The state of the smallest network, as shapes, for CIFAR-10."""
     config = base_config()
-    parse_spec(config, "8-0.25")
+    apply_variants(config, "8-0.25")
     return state_shapes(config)
 
 

@@ -4,8 +4,8 @@ import io
 
 import jax
 
-from binwrn_jax.training.metrics import Clock, Progress, duration
 from binwrn_jax.training.profile import FIRST, StepTrace
+from binwrn_jax.training.progress import Clock, Progress, duration
 
 
 class Terminal(io.StringIO):
@@ -17,8 +17,8 @@ def test_progress_in_a_log_is_plain_and_sparse():
     stream = io.StringIO()
     progress = Progress(stream, every_seconds=3600)
     for step in range(5):
-        progress.show(f"step {step}")
-    progress.say("end of cycle")
+        progress.update_status(f"step {step}")
+    progress.print_line("end of cycle")
     assert stream.getvalue() == "step 0\nend of cycle\n"
 
 
@@ -26,17 +26,17 @@ def test_progress_in_a_terminal_is_one_line_rewritten(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     progress = Progress(stream)
-    progress.show("step 1")
+    progress.update_status("step 1")
     assert stream.getvalue() == "\r\x1b[2Kstep 1"
-    progress.say("end of cycle")  # takes the place of the passing line
-    progress.say("done")
+    progress.print_line("end of cycle")  # takes the place of the passing line
+    progress.print_line("done")
     assert stream.getvalue() == "\r\x1b[2Kstep 1\r\x1b[2Kend of cycle\ndone\n"
 
 
 def test_progress_in_a_dumb_terminal_is_plain(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
-    Progress(stream).show("step 1")
+    Progress(stream).update_status("step 1")
     assert stream.getvalue() == "step 1\n"
 
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from oracles import as_if_trained
 
-from binwrn_jax import BatchNorm, DeviceData, WideResNet, dataset_moments, make_mesh, make_moments_step
+from binwrn_jax import (
+    BatchNorm,
+    DeviceData,
+    WideResNet,
+    dataset_moments,
+    make_mesh,
+    make_moments_step,
+    paper_recipe,
+)
 from binwrn_jax.data.dataset import Arrays
 
 EPSILON = 1e-5
@@ -124,7 +132,7 @@ def collected():
     data = DeviceData(Arrays(images, np.zeros(24, np.int32), ("0", "1")), make_mesh(1), 8, seed=1)
     model = WideResNet(depth=8, width=0.25, num_classes=3)
     variables = as_if_trained(model, (8, 8, 1), rng)
-    step = jax.jit(make_moments_step(model, "none"))
+    step = jax.jit(make_moments_step(model, paper_recipe("none")))
     batches = [(position, data.batch(position)) for position in range(data.steps_per_epoch)]
     moments = dataset_moments(step, variables, batches)
     return model, variables, images, batches, moments

@@ -9,7 +9,8 @@ import pytest
 
 from binwrn_jax import UserError, base_config, cycle_ends, sgdr, step_decay
 from binwrn_jax.cli.flags import parse_flags
-from binwrn_jax.training.config import build_schedule, check
+from binwrn_jax.training.config import check
+from binwrn_jax.training.resolve import build_schedule
 
 STEPS = 400  # CIFAR: 50,000 images in batches of 125
 

@@ -21,6 +21,7 @@ from binwrn_jax import (
 from binwrn_jax.parallel import sharding
 from binwrn_jax.parallel.sharding import check_batch
 from binwrn_jax.preflight.collectives import collectives
+from binwrn_jax.training.recipes import paper_recipe
 
 BATCH = 40
 MODEL = WideResNet(depth=8, width=0.25)
@@ -42,7 +43,11 @@ class Trainer:
         everywhere = sharding.replicated(mesh)
         self.step = jax.jit(
             make_train_step(
-                model, OPTIMIZER, augmentation, seed=5, steps_per_epoch=self.data.steps_per_epoch
+                model,
+                OPTIMIZER,
+                paper_recipe(augmentation),
+                seed=5,
+                steps_per_epoch=self.data.steps_per_epoch,
             ),
             donate_argnums=0,
             in_shardings=(everywhere, sharding.inputs(mesh)),

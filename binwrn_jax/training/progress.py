@@ -1,4 +1,4 @@
-"""The clock of a run, and its progress in words."""
+"""What a run tells while it runs: the progress line, and the clock behind its numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from binwrn_jax.errors import printable
-from binwrn_jax.training.records import Record
 
 
 class Clock:
@@ -65,11 +64,11 @@ class Clock:
             self.images_per_s, self.data_wait = images / seconds, self._waited / seconds
         self._window, self._waited = (now, step), 0.0
 
-    def values(self) -> Record:
+    def values(self) -> dict[str, Any]:
         """For the log: ``images_per_s`` and ``data_wait``, None before two measurements, and ``mfu``, the
         share of the devices' published peak that the convolutions use, where that peak is known."""
         measured = bool(self.images_per_s)
-        values: Record = {
+        values: dict[str, Any] = {
             "images_per_s": self.images_per_s if measured else None,
             "data_wait": self.data_wait if measured else None,
         }
@@ -122,7 +121,7 @@ class Progress:
         self._last = float("-inf")
         self._dirty = False
 
-    def show(self, line: str) -> None:
+    def update_status(self, line: str) -> None:
         """Shows a passing state; may be skipped if the last one is recent."""
         now = time.monotonic()
         if self._silent or now - self._last < self._every:
@@ -135,7 +134,7 @@ class Progress:
             self._stream.write(printable(line) + "\n")
         self._stream.flush()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Writes a line that stays."""
         if self._silent:
             return

@@ -1,0 +1,123 @@
+"""The end of a run: the packed file, evaluated as it will be used, ``summary.json`` and the curves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from typing import Any
+
+import jax
+
+from binwrn_jax.deploy.export import pack_model
+from binwrn_jax.deploy.jax_runtime import load_packed
+from binwrn_jax.errors import UserError
+from binwrn_jax.evaluation import evaluate, make_eval_step
+from binwrn_jax.nn.rules import is_one_bit
+from binwrn_jax.parallel import processes as distributed
+from binwrn_jax.parallel import sharding
+from binwrn_jax.system.files import replace_file
+from binwrn_jax.training.curves import draw_curves, rate_points
+from binwrn_jax.training.evaluate_run import BEST, best_record
+from binwrn_jax.training.progress import duration
+from binwrn_jax.training.setup import TrainingRun, reported_split
+
+PACKED_FILE = "model.safetensors"
+PROOF_IMAGES = 64  # test images on which the packed file is compared with the network
+
+
+def finish_run(run: TrainingRun) -> dict[str, Any]:
+    """Packs the trained network, writes the summary and the curves, and tells the user.
+
+    Returns:
+      The content of ``summary.json``.
+    """
+    packed = _pack(run) if is_one_bit(run.config.model.weights) else {}
+    summary: dict[str, Any] = distributed.from_first(lambda: write_summary(run, packed))
+    run.progress.print_line(
+        f"done: test error {summary['test_error']:.2f} % after {run.config.epochs} epochs, "
+        f"{duration(summary['seconds'])}; see {run.workdir / 'summary.json'} and curves.png"
+    )
+    return summary
+
+
+def _pack(run: TrainingRun) -> dict[str, Any]:
+    """Writes the file to deploy, one bit per weight, proven equal; its size and error, or nothing."""
+    path = run.workdir / PACKED_FILE
+    if not distributed.from_first(lambda: _write_packed(run)):
+        return {}
+    network, everywhere = load_packed(path), sharding.replicated(run.mesh)
+    step = jax.jit(make_eval_step(network), out_shardings=everywhere)
+    result = evaluate(step, sharding.put(network.weights, everywhere), run.test_data.in_order())
+    size = path.stat().st_size
+    run.progress.print_line(f"{path}: {size:,} bytes, test error {result['error']:.2f} %")
+    return {"packed_test_error": result["error"], "packed_bytes": size}
+
+
+def _write_packed(run: TrainingRun) -> bool:
+    config, spec = run.config, run.resolved.dataset
+    try:
+        proof = run.dataset.arrays(reported_split(config, spec), PROOF_IMAGES).images
+        pack_model(run.workdir / "model", run.workdir / PACKED_FILE, proof)
+    except UserError as failure:  # the training diverged, for example
+        run.progress.print_line(f"no packed file: {failure}")
+        return False
+    run.log.artifact(run.workdir / PACKED_FILE)
+    return True
+
+
+def write_summary(run: TrainingRun, packed: dict[str, Any]) -> dict[str, Any]:
+    """Writes ``summary.json`` and ``curves.png``.
+
+    Args:
+      run: finished.
+      packed: ``packed_test_error`` and ``packed_bytes``, or nothing where there is no packed file.
+
+    Returns:
+      The content of ``summary.json``.
+    """
+    config, records, dataset = run.config, run.log.records, run.resolved.dataset.name
+    tests, epochs, train = ([r for r in records if r["kind"] == kind] for kind in ("eval", "epoch", "train"))
+    rates = [record["images_per_s"] for record in train if record["images_per_s"]]
+    network = f"{config.model.depth}-{config.model.width:g}"
+    best = best_record(records) if config.checkpoint.best else None
+    summary = {
+        "dataset": dataset,
+        "network": network,
+        "weights": config.model.weights,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "steps": run.step,
+        "test": {k: v for k, v in tests[-1].items() if k not in ("kind", "step", "seconds", "cycle_end")},
+        "test_error": tests[-1]["error"],
+        "test_error_at_cycle_ends": {str(r["epoch"]): r["error"] for r in tests if r["cycle_end"]},
+        "train_error": epochs[-1]["train_error"] if epochs else None,  # none where the log was lost
+        "seconds": tests[-1]["seconds"],
+        "images_per_s": statistics.median(rates) if rates else None,
+        "devices": run.environment["devices"],
+        "processes": run.environment["processes"],
+        "processor": run.environment["processor"],
+        "cores": run.environment["cores"],
+        "commit": run.environment["commit"],
+        **packed,
+    }
+    if best:
+        keys = ("epoch", "validation_error", "error")
+        summary["best"] = {"model": BEST, **{key: best[key] for key in keys}}
+    title = f"{dataset}, {network} {config.model.weights}, seed {config.seed}"
+    _draw(run, f"{title}: test error {summary['test_error']:.2f} %")
+    replace_file(run.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    run.log.artifact(run.workdir / "summary.json")
+    return summary
+
+
+def _draw(run: TrainingRun, title: str) -> None:
+    path, resolved = run.workdir / "curves.png", run.resolved
+    restarts = sorted(resolved.cycle_ends)
+    steps, rates = rate_points(jax.jit(jax.vmap(resolved.learning_rate)), resolved.total_steps, restarts)
+    try:
+        draw_curves(path, run.log.records, title, (steps / resolved.steps_per_epoch, rates))
+    except UserError as missing:  # the package for plots
+        logging.getLogger(__name__).info("%s", missing)
+        return
+    run.log.artifact(path)

@@ -1,0 +1,141 @@
+"""The weights with which a run starts: fresh ones, or those of a trained model (``init_from``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from binwrn_jax.deploy.jax_runtime import load_packed
+from binwrn_jax.errors import UserError
+from binwrn_jax.hub.mat_file import read_released
+from binwrn_jax.hub.released import to_model
+from binwrn_jax.store.model import load_model
+from binwrn_jax.training.optimizer import AverageState
+from binwrn_jax.training.state import TrainState
+
+# What no shape tells, and trained weights depend on.
+CONVENTIONS = ("padding", "input_relu", "plain")
+
+_log = logging.getLogger("binwrn_jax")
+
+
+class Source(NamedTuple):
+    """A trained model: ``variables`` and the fields of ``model.json``."""
+
+    variables: Mapping[str, Any]
+    description: Mapping[str, Any]
+
+
+def open_source(name: str) -> Source:
+    """The model that ``init_from`` or ``recipe.teacher`` names.
+
+    Args:
+      name: a workdir, a model folder, a packed file that names its network, or a released ``.mat`` file.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = Path(name)
+    if path.suffix == ".mat" and path.is_file():
+        model = to_model(read_released(path))
+        return Source(model.variables, model.description.to_dict())
+    if path.is_file():
+        packed = load_packed(path)
+        return Source(packed.variables, packed.description)
+    return Source(*load_model(path))
+
+
+def initial_state(state: TrainState, name: str, config: ConfigDict) -> TrainState:
+    """The state with the weights and moments of a trained model.
+
+    Where that model has other classes, its last layer has another width: this one keeps its fresh weights,
+    and a line on the log ``binwrn_jax`` says so.
+
+    Args:
+      state: fresh; its optimizer state is kept.
+      name: see `open_source`.
+      config: of the run.
+
+    Raises:
+      UserError: a layer has another shape; the message names the first. Or the model was trained with other
+        conventions.
+    """
+    source = open_source(name)
+    fields = source.description.get("model") or {}
+    for field in CONVENTIONS:
+        if field in fields and fields[field] != config.model[field]:
+            raise UserError(
+                f"init_from {name} has model.{field} {fields[field]!r}, this run {config.model[field]!r}: "
+                f"give --config.model.{field}={fields[field]}"
+            )
+    ours, theirs = _leaves(state.variables), _leaves(source.variables)
+    fresh = new_layers(ours, theirs, name, int(source.description["num_classes"]))
+    if fresh:
+        layers = ", ".join(sorted({path.split("/")[1] for path in fresh}))
+        _log.info("init_from %s has other classes: %s of this run starts anew", name, layers)
+
+    def choose(path: Any, leaf: jax.Array) -> jax.Array:
+        key = _name(path)
+        return leaf if key in fresh else jax.numpy.asarray(theirs[key], leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(choose, state.variables)
+    opt_state = state.opt_state
+    if isinstance(opt_state, AverageState):  # averages begin at the initial weights
+        opt_state = opt_state._replace(average=variables["params"])
+    return state.replace(opt_state=opt_state, **variables)
+
+
+def new_layers(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str, classes: int) -> set[str]:
+    """Paths of the variables that a model with another number of classes cannot give.
+
+    Args:
+      ours: variables of the run by path.
+      theirs: those of the model.
+      name: of the model, for messages.
+      classes: its number of classes.
+
+    Raises:
+      UserError: other variables, or other shapes than the number of classes explains.
+    """
+    for path in [*ours, *theirs]:
+        if path not in ours or path not in theirs:
+            where = "this run has not" if path not in ours else "it has not"
+            raise UserError(
+                f"init_from {name} is of another network: {path} is a variable that {where}: "
+                "give the same network size and variants as it was trained with"
+            )
+    fresh = set()
+    for path, leaf in ours.items():
+        mine, other = np.shape(leaf), np.shape(theirs[path])
+        if mine == other:
+            continue
+        if mine[:-1] != other[:-1] or other[-1] != classes:
+            raise UserError(
+                f"init_from {name} is of another network: {path} has the shape {list(other)} there and "
+                f"{list(mine)} here: give the same network size and variants as it was trained with"
+            )
+        fresh.add(path)
+    return fresh
+
+
+def _name(path: Any) -> str:
+    return "/".join(str(getattr(key, "key", key)) for key in path)
+
+
+def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables by path, ``'params/conv0/kernel'``, in order of use."""
+    pairs = jax.tree_util.tree_leaves_with_path(dict(variables))
+    found = {_name(path): leaf for path, leaf in pairs}
+
+    def order(path: str) -> tuple[str, int, str]:
+        kind, layer, *_ = path.split("/")
+        digits = layer.lstrip("abcdefghijklmnopqrstuvwxyz_")
+        return kind != "params", int(digits) if digits.isdigit() else 0, path  # type: ignore[return-value]
+
+    return {path: found[path] for path in sorted(found, key=order)}
