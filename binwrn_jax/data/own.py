@@ -11,7 +11,6 @@ import itertools
 import logging
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,8 +21,9 @@ from binwrn_jax.data.dataset import Arrays, DatasetInfo, Example, ImageOptions
 from binwrn_jax.data.division import RULE, Division, divide, manifest_digest
 from binwrn_jax.data.failures import one_line
 from binwrn_jax.data.images import RESIZE, cut, read_picture
+from binwrn_jax.data.loading import LoadingMessages, count_to_load
 from binwrn_jax.data.source import Source
-from binwrn_jax.data.splits import parse_split, split_size
+from binwrn_jax.data.splits import parse_split
 from binwrn_jax.data.survey import Survey, survey
 from binwrn_jax.errors import UserError, printable
 
@@ -31,9 +31,7 @@ log = logging.getLogger(__name__)
 
 STREAM = ("auto", "yes", "no")
 MOST_BYTES_ON_DEVICES = 1e9  # of all splits as pixels; what is larger is streamed, unless told otherwise
-_MOST_BYTES = 16e9  # of a split in memory
 _MOST_NAMED = 3  # broken images in a message
-_SECONDS_BETWEEN_MESSAGES = 2.0
 
 
 class OwnDataset:
@@ -107,16 +105,11 @@ class OwnDataset:
 
     def arrays(self, split: str, limit: int | None = None) -> Arrays:
         """See `Dataset`."""
-        if limit is not None and limit < 1:
-            raise UserError(f"limit must be at least 1, not {limit}")
-        count = split_size(self.source.name, self.info.splits, split)
-        count = count if limit is None else min(count, limit)
-        if count * math.prod(self.info.image_shape) > _MOST_BYTES:
-            raise UserError(f"{count} images of {self.source.name} are too many for memory: give a limit")
+        count = count_to_load(self.source.name, self.info.splits, split, limit, self.info.image_shape)
         records = self.records(split)
         images = np.empty((count, *self.info.image_shape), np.uint8)
         labels = np.empty(count, np.int32)
-        start = said = time.monotonic()
+        messages = LoadingMessages(f"{self.source.name} {split}", count)
 
         def fill(row: int, example: Example) -> None:
             with records.naming(row):
@@ -127,12 +120,7 @@ class OwnDataset:
             for first in range(0, count, 256):
                 rows = range(first, min(first + 256, count))
                 list(pool.map(fill, rows, records.read(rows)))
-                if time.monotonic() - said > _SECONDS_BETWEEN_MESSAGES:
-                    said = time.monotonic()
-                    log.info("loading %s %s: %d of %d images", self.source.name, split, rows.stop, count)
-        if time.monotonic() - start > _SECONDS_BETWEEN_MESSAGES:
-            seconds = time.monotonic() - start
-            log.info("loaded %s %s: %d images in %.1f s", self.source.name, split, count, seconds)
+                messages.done(rows.stop)
         return Arrays(images, labels, self.source.class_names)
 
     def records(self, split: str) -> OwnRecords:

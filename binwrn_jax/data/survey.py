@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,16 +19,14 @@ from binwrn_jax.data.cache_file import read_cached, write_cached
 from binwrn_jax.data.dataset import Example
 from binwrn_jax.data.failures import one_line
 from binwrn_jax.data.images import measure_picture
+from binwrn_jax.data.loading import LoadingMessages
 from binwrn_jax.data.source import Source
 from binwrn_jax.errors import UserError, printable
 from binwrn_jax.system.cache import user_cache
 
-log = logging.getLogger(__name__)
-
 _VERSION = "1"  # of what is kept
 _FIELDS = ("labels", "digests", "sizes", "grey")
 _AT_ONCE = 256
-_SECONDS_BETWEEN_MESSAGES = 5.0
 _DIGEST = 16  # bytes of a SHA-256: enough to tell images apart
 
 
@@ -101,7 +97,7 @@ def _survey_part(source: Source, part: str) -> Survey:
     labels, digests = np.empty(count, np.int32), np.empty((count, _DIGEST), np.uint8)
     sizes, grey = np.zeros((count, 2), np.int32), np.zeros(count, bool)
     broken: dict[int, str] = {}
-    said = time.monotonic()
+    messages = LoadingMessages(f"{source.name} {part}, for a first look", count)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoders let other threads run
         for start in range(0, count, _AT_ONCE):
             indices = range(start, min(start + _AT_ONCE, count))
@@ -112,9 +108,7 @@ def _survey_part(source: Source, part: str) -> Survey:
                 sizes[index], grey[index] = size, is_grey
                 if reason:
                     broken[index] = reason
-            if time.monotonic() - said > _SECONDS_BETWEEN_MESSAGES:
-                said = time.monotonic()
-                log.info("looking at %s, %s: %d of %d images", source.name, part, indices.stop, count)
+            messages.done(indices.stop)
     return Survey(labels, digests, sizes, grey, broken)
 
 

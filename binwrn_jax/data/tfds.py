@@ -11,9 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import logging
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,16 +20,12 @@ from binwrn_jax.data import jpeg
 from binwrn_jax.data.builder import check_features, class_names, data_root, open_builder
 from binwrn_jax.data.dataset import Arrays, DatasetInfo, Example
 from binwrn_jax.data.failures import DamagedError, MismatchError, naming
+from binwrn_jax.data.loading import LoadingMessages, count_to_load
 from binwrn_jax.data.prepare import prepare
 from binwrn_jax.data.records import SerializedRecords, check_counts, open_records, parse
 from binwrn_jax.data.splits import split_size
-from binwrn_jax.errors import UserError
-
-log = logging.getLogger(__name__)
 
 RECORDS_PER_READ = 4096
-_MAX_BYTES = 16e9  # of a set in memory: ImageNet32 has 4 GB
-_SECONDS_BETWEEN_MESSAGES = 2.0
 
 
 class TfdsDataset:
@@ -109,28 +102,18 @@ class TfdsDataset:
         prepared them.
         """
         facts = self._facts
-        if limit is not None and limit < 1:
-            raise UserError(f"limit must be at least 1, not {limit}")
-        count = split_size(facts.name, self.counts, split)
-        count = count if limit is None else min(count, limit)
-        if count * math.prod(facts.image_shape) > _MAX_BYTES:
-            raise UserError(f"{count} images of {facts.name} are too many for memory: give a limit")
+        count = count_to_load(facts.name, self.counts, split, limit, facts.image_shape)
         with naming(self._words(split, 0), self.folder):
             serialized = open_records(self.builder, split)
             if len(serialized) < count:
                 raise MismatchError(f"{len(serialized)} records, but dataset_info.json says {count}")
         images = np.empty((count, *facts.image_shape), np.uint8)
         labels = np.empty(count, np.int32)
-        start = said = time.monotonic()
+        messages = LoadingMessages(f"{facts.name} {split}", count)
         for index, record in enumerate(_read_first(serialized, count, self._words(split, 0), self.folder)):
             with naming(self._words(split, index), self.folder):
                 images[index], labels[index] = decode_record(record, facts)
-            if time.monotonic() - said > _SECONDS_BETWEEN_MESSAGES:
-                said = time.monotonic()
-                log.info("loading %s %s: %d of %d images", facts.name, split, index + 1, count)
-        if time.monotonic() - start > _SECONDS_BETWEEN_MESSAGES:
-            seconds = time.monotonic() - start
-            log.info("loaded %s %s: %d images in %.1f s", facts.name, split, count, seconds)
+            messages.done(index + 1)
         return Arrays(images, labels, class_names(facts, self.builder))
 
     def check(self, decode: bool = False) -> None:

@@ -31,7 +31,7 @@ import scipy.io
 import sklearn.datasets
 
 from binwrn_jax.cli import main as cli
-from binwrn_jax.data import prepare, tfds
+from binwrn_jax.data import loading, prepare
 from binwrn_jax.data.builder import CIFAR10_NAMES, open_builder
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.open import load, open_dataset
@@ -868,8 +868,8 @@ def test_other_formats(tiny_cifar10):
 
 
 def test_long_loads_say_so(caplog, monkeypatch):
-    monkeypatch.setattr(tfds, "_SECONDS_BETWEEN_MESSAGES", 0.001)
-    with caplog.at_level("INFO", logger=tfds.__name__):
+    monkeypatch.setattr(loading, "_SECONDS_BETWEEN_MESSAGES", 0.001)
+    with caplog.at_level("INFO", logger=loading.__name__):
         load("digits", "train")
     assert "loaded digits train: 1437 images" in caplog.text
 
