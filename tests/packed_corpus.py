@@ -306,6 +306,7 @@ ACCEPTED = {
     "tensor with an empty name": lambda: rebuilt(_renamed(1, "")),
     "tensor called golden": lambda: rebuilt(_renamed(1, "golden.bits")),
     "multiply-add called golden": lambda: rebuilt(_renamed(2, "golden")),
+    "multiply-add called like a convolution": lambda: rebuilt(_renamed(2, "conv0")),
     "value that nobody reads": lambda: rebuilt(_unused_values),
     "no convolution": _without_convolution,
     "one large window over padding": lambda: _pooled(16, 64, 64, 8),

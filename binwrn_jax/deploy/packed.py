@@ -103,7 +103,7 @@ class PackedModel:
 
     def signs(self, name: str) -> np.ndarray:
         """Weights of the convolution ``name``: float32 ``[F_h, F_w, C_in, C_out]`` of -1 and +1."""
-        operation = next(op for op in self.operations if op.get("tensor") == name)
+        operation = next(op for op in self.operations if op["op"] == "conv" and op["tensor"] == name)
         return numpy_reader.signs(self.bits[name], operation["window"], operation["channels"])
 
 

@@ -585,6 +585,11 @@ def test_compare_counts_predictions_but_not_ties():
     assert not verified.compare(reference, np.full_like(reference, np.nan))[0] <= verified.TOLERANCE
 
 
+def test_one_class_is_always_predicted():
+    one = np.ones((2, 1), np.float32)
+    assert verified.compare(one, one) == (0, 0)
+
+
 def test_verify_tells_a_file_that_is_not_what_it_says(file, tmp_path, capsys):
     packed = read_packed(file)
     path = tmp_path / "m"
