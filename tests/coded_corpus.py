@@ -158,7 +158,7 @@ def _plain_too(parts: Parts) -> None:
 ACCEPTED = {
     "one coded kernel": lambda: changed(lambda parts: None),
     "two coded kernels": lambda: changed(lambda parts: None, "conv0", "conv1"),
-    "a temperature that nobody knows is still unknown": lambda: _metadata(note={"temperature": 2}),
+    "an unknown key": lambda: _metadata(note={"temperature": 2}),
 }
 REFUSED = {
     "requires left out": lambda: changed(lambda parts: parts.metadata.pop("requires")),
@@ -170,6 +170,7 @@ REFUSED = {
     "requires an unknown feature": lambda: _metadata(requires=["entropy", "telepathy"]),
     "requires a feature in capitals": lambda: _metadata(requires=["ENTROPY"]),
     "requires 33 features": lambda: _metadata(requires=[f"a{i:02}" for i in range(33)]),
+    "a temperature that it does not require": lambda: _metadata(temperature=2.0),
     "requires what it does not use": lambda: changed(_plain_instead),
     "coding in version 1": lambda: changed(lambda parts: parts.metadata.update(version=1)),
     "coded words in version 1": lambda: changed(_words_in_version_1),

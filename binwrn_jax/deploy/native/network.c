@@ -218,6 +218,8 @@ static binwrn_error check_coded(loader *l) {
       DEMAND(bytes <= MAX_DATA, "more than 256 MiB of tensors");
     }
   DEMAND(l->version == 1 || coded, "it requires 'entropy', but uses no feature");
+  DEMAND(l->version == 1 || !binwrn_json_member(&l->metadata, l->root, "temperature"),
+         "it uses 'temperature', but does not require it");
   return BINWRN_OK;
 }
 
