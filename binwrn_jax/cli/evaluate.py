@@ -142,7 +142,8 @@ def open_for(predictor: Predictor, arguments: argparse.Namespace) -> Dataset:
     dataset = open_dataset(arguments.dataset, arguments.data_dir, options)
     names: tuple[str, ...] = tuple(model.get("class_names") or ())
     theirs = dataset.info.class_names
-    if names and names != theirs:
+    numbers = tuple(str(number) for number in range(len(theirs)))  # labels without names
+    if names and names != theirs and not (theirs == numbers and len(names) == len(theirs)):
         different = next((pair for pair in zip(names, theirs, strict=False) if pair[0] != pair[1]), None)
         what = f"{different[0]!r} and {different[1]!r}" if different else f"{len(names)} and {len(theirs)}"
         raise UserError(

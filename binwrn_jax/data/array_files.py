@@ -151,6 +151,8 @@ def _class_names(labels: Mapping[str, np.ndarray], names: np.ndarray | None, whe
         return tuple(sorted({str(text) for text in train.astype(str)}))
     if not len(train):
         raise UserError(f"{where} has no images")
+    if train.min() == 1:
+        raise UserError(f"the train labels of {where} begin at 1: give the numbers from 0 on, labels - 1")
     most = max(int(array.max()) for array in labels.values() if len(array))
     if most > 100_000:
         raise UserError(f"the labels of {where} go up to {most}: give the numbers of the classes, from 0 on")

@@ -105,6 +105,10 @@ class Dataset(Protocol):
         """Opens a split for random access. Arguments and errors as of `arrays`."""
         ...
 
+    def manifest(self) -> Mapping[str, Any] | None:
+        """What a run keeps about the images, as JSON, to notice that they change; None where they cannot."""
+        ...
+
 
 @dataclass(frozen=True)
 class ImageOptions:

@@ -43,6 +43,7 @@ class OwnDataset:
 
     Attributes:
       surveys: what was found out about each image, by part.
+      unlabelled: parts that are left out, as none of their images has a label.
       division: which image is in which split.
 
     Raises:
@@ -52,7 +53,10 @@ class OwnDataset:
     def __init__(self, source: Source, options: ImageOptions) -> None:
         _check_options(options)
         self.source, self.options = source, options
-        self.surveys: dict[str, Survey] = survey(source)
+        found = survey(source)
+        # Data sets of contests come with test images whose labels are kept secret: -1.
+        self.unlabelled = [part for part, one in found.items() if part != "train" and (one.labels < 0).all()]
+        self.surveys: dict[str, Survey] = {part: found[part] for part in found if part not in self.unlabelled}
         _check_labels(source, self.surveys)
         self.division: Division = divide(self.surveys, source.class_names)
         self._warn_of_overlaps()
@@ -81,7 +85,7 @@ class OwnDataset:
         )
 
     def manifest(self) -> dict[str, Any]:
-        """What a run keeps about its images, as JSON: the rule, the numbers, a hash of which is where."""
+        """See `Dataset`: the rule, the numbers, a hash of which image is where, and those left out."""
         return {
             "dataset": self.source.name,
             "splits": dict(self.info.splits),

@@ -18,6 +18,7 @@ def report(dataset: OwnDataset) -> Iterator[str]:
     source = dataset.source
     yield printable(source.name)
     yield from (f"  {note}" for note in source.notes)
+    yield from (f"  the {part} images have no labels and are left out" for part in dataset.unlabelled)
     yield f"  division: {dataset.rule}"
     yield from _table(dataset)
     yield from _sizes(dataset)

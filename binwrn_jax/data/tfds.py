@@ -116,6 +116,9 @@ class TfdsDataset:
             messages.done(index + 1)
         return Arrays(images, labels, class_names(facts, self.builder))
 
+    def manifest(self) -> None:
+        """See `Dataset`: prepared data have a version, which their folder has in its name."""
+
     def check(self, decode: bool = False) -> None:
         """Compares the files with what ``dataset_info.json`` says of them.
 

@@ -431,9 +431,21 @@ def test_labels_may_be_texts(tmp_path):
     assert dataset.info.class_names == ("cat", "dog")
 
 
+def test_test_images_without_labels_are_left_out(tmp_path):
+    images, labels = arrays()
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:5], y_test=np.full(5, -1))
+    dataset = open_dataset(f"npz:{tmp_path / 'a.npz'}")
+    assert dict(dataset.info.splits) == {"train": 32, "test": 4, "validation": 4}
+    assert "  the test images have no labels and are left out" in list(report(dataset))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (
+            {"images": np.zeros((9, 5, 5, 3), np.uint8), "labels": np.arange(9) + 1},
+            "begin at 1: give the numbers from 0 on, labels - 1",
+        ),
         ({"pictures": np.zeros(3)}, r"no arrays images and labels .*it has: pictures"),
         ({"images": np.zeros((9, 5, 5, 3)), "labels": np.arange(9) % 3}, "images are float64, not uint8"),
         ({"images": np.zeros((9, 5, 5, 3), np.uint8), "labels": np.arange(8)}, "9 images and 8 labels"),
@@ -456,7 +468,17 @@ def test_labels_may_be_texts(tmp_path):
         ),
         ({"images": np.array([{}]), "labels": np.zeros(1)}, "is no .npz file of numbers and texts"),
     ],
-    ids=["names", "floats", "lengths", "one-hot", "negative", "float labels", "too few names", "pickle"],
+    ids=[
+        "from 1",
+        "names",
+        "floats",
+        "lengths",
+        "one-hot",
+        "negative",
+        "float labels",
+        "too few names",
+        "pickle",
+    ],
 )
 def test_arrays_that_cannot_be_used_are_told_in_one_line(tmp_path, content, message):
     np.savez(tmp_path / "a.npz", **content)
