@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
-from binwrn_jax.deploy.packed import PackedModel, pack_signs
+from binwrn_jax.deploy.graph_file import pack_signs
+from binwrn_jax.deploy.packed import PackedModel
 
 GOLDEN = Path(__file__).parent / "golden" / "packed_v1.safetensors"
 

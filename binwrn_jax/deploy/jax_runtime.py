@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
-from binwrn_jax.deploy.folding import Operation, layout_of, same_structure, unfold
 from binwrn_jax.deploy.packed import PackedModel, read_packed
 from binwrn_jax.deploy.predictor import in_batches
+from binwrn_jax.deploy.unfold import unfold
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE, Predictor
 from binwrn_jax.nn.operations import convolution
 from binwrn_jax.nn.registry import create_network
+
+Operation = dict[str, Any]
 
 
 def _unpack(weight: jax.Array, operation: Operation) -> jax.Array:
@@ -132,24 +134,25 @@ class LoadedModel:
         Raises:
           UserError: the file does not say, or its operations are of no network of this package.
         """
-        return self._layout().model
+        self.variables  # noqa: B018  (it compares the operations)
+        return self._network()
 
     @property
     def variables(self) -> dict[str, Any]:
         """``params`` and ``batch_stats`` for `model` that give the same logits, see `unfold`."""
-        return unfold(self._layout(), self.packed.affines, self.packed.signs)
-
-    def _layout(self) -> Any:
         try:
-            fields = {**self.description["model"], "dtype": "float32"}
-            shape = tuple(self.description["image_shape"])
-            layout = layout_of(create_network(fields, self.description["num_classes"]), shape)
-            known = same_structure(layout, self.packed.operations)
+            return unfold(self._network(), self.packed.graph)
+        except UserError:
+            raise
         except Exception as error:  # whatever the file has in the place of the fields
             raise UserError(f"the packed model names no network of this package ({error})") from error
-        if not known:
-            raise UserError("the packed model's operations are not those of the network that it names")
-        return layout
+
+    def _network(self) -> Any:
+        try:
+            fields = {**self.description["model"], "dtype": "float32"}
+            return create_network(fields, self.description["num_classes"])
+        except Exception as error:  # whatever the file has in the place of the fields
+            raise UserError(f"the packed model names no network of this package ({error})") from error
 
 
 def load_packed(path: str | Path, keep_packed: bool = False) -> LoadedModel:

@@ -19,8 +19,11 @@ import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.entropy import encode, worthwhile
-from binwrn_jax.deploy.folding import fold, layout_of
+from binwrn_jax.deploy.graph_file import content_of, graph_of
 from binwrn_jax.errors import UserError
+from binwrn_jax.graph.operations import Graph
+from binwrn_jax.graph.simplify import simplify
+from binwrn_jax.graph.trace import trace
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.system.files import replace_file
 
@@ -101,32 +104,16 @@ class PackedModel:
         """How many weights of the convolution ``name`` are +1, without making floats of them."""
         return int(np.bitwise_count(self.bits[name]).sum())  # padding bits are 0
 
+    @property
+    def graph(self) -> Graph:
+        """The network as a graph."""
+        signs = {name: self.signs(name) for name in self.bits}
+        return graph_of(self.operations, self.value_shapes, signs, self.affines)
+
     def signs(self, name: str) -> np.ndarray:
         """Weights of the convolution ``name``: float32 ``[F_h, F_w, C_in, C_out]`` of -1 and +1."""
         operation = next(op for op in self.operations if op["op"] == "conv" and op["tensor"] == name)
         return numpy_reader.signs(self.bits[name], operation["window"], operation["channels"])
-
-
-def pack_signs(kernel: np.ndarray) -> np.ndarray:
-    """The bits of a latent kernel: 1 where ``w >= 0`` (also -0.0), 0 where ``w < 0``.
-
-    Args:
-      kernel: ``[F_h, F_w, C_in, C_out]``, real numbers.
-
-    Returns:
-      uint8 ``[C_out, ceil(F_h F_w C_in / 8)]`` in the bit order of docs/packed-format.md.
-
-    Raises:
-      UserError: a weight is NaN and has no sign.
-
-    >>> pack_signs(np.array([0.5, -0.5, 0.0]).reshape(1, 1, 3, 1)).tolist()
-    [[5]]
-    """
-    kernel = np.asarray(kernel)
-    if np.isnan(kernel).any():
-        raise UserError("a convolution has NaN weights: the training diverged, there is nothing to pack")
-    rows = np.moveaxis(kernel, 3, 0).reshape(kernel.shape[3], -1)
-    return np.packbits(rows >= 0, axis=1, bitorder="little")
 
 
 def pack(
@@ -146,14 +133,19 @@ def pack(
     Raises:
       UserError: 32-bit weights, NaN weights, moments or scales that are not finite.
     """
+    # In float32, as all readers compute, also where it was trained in bfloat16.
+    fields = {**description["model"], "dtype": "float32"}
+    network = create_network(fields, description["num_classes"])
+    graph = simplify(trace(network.apply, variables, tuple(description["image_shape"])))
+    return pack_graph(graph, description, golden_image, license)
+
+
+def pack_graph(
+    graph: Graph, description: Mapping[str, Any], golden_image: np.ndarray, license: str | None = None
+) -> PackedModel:
+    """A simplified graph as bits and multiply-adds; arguments and errors as for `pack`."""
     shape, classes = tuple(description["image_shape"]), description["num_classes"]
-    layout = layout_of(create_network(description["model"], classes), shape)
-    operations, affines = fold(layout, variables)
-    bits = {
-        op["tensor"]: pack_signs(variables["params"][op["tensor"]]["kernel"])
-        for op in operations
-        if op["op"] == "conv"
-    }
+    operations, bits, affines = content_of(graph)
     metadata = {
         "format": numpy_reader.FORMAT,
         "version": numpy_reader.VERSION,
@@ -168,7 +160,7 @@ def pack(
         "num_classes": classes,
         "class_names": list(description.get("class_names") or []),
         "dataset": description.get("dataset"),
-        "network": description["model"],
+        "network": description.get("model"),
         "test": description.get("test"),
         "config_sha256": description.get("config_sha256"),
         "license": license or description.get("license"),

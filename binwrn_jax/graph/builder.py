@@ -72,7 +72,7 @@ class Builder:
         name = f"v{len(self.operations)}"
         names = tuple(value.name for value in inputs)
         self.operations.append(Operation(kind, names, name, attributes, tensors or {}, tuple(source)))
-        self.shapes[name] = shape
+        self.shapes[name] = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.equations[name] = self.equation
         return name
 

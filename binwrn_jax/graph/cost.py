@@ -1,59 +1,79 @@
-"""What a step costs: operations counted from the network."""
+"""What a step costs: operations counted from the equations of a network, whatever it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from binwrn_jax.nn.wide_resnet import architecture
+from binwrn_jax.graph.equations import Equation, known_variables, program_of
+from binwrn_jax.graph.trace import split
+from binwrn_jax.nn.operations import portable
+from binwrn_jax.nn.registry import create_network
+from binwrn_jax.nn.wide_resnet import WideResNet
 from binwrn_jax.parallel.hardware import peak
 
 
-def multiply_adds(depth: int, width: float, num_classes: int, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of all convolutions in one forward pass of one image.
+def multiply_adds(apply: Callable[[Any, Any], Any], variables: Any, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of all convolutions and matrix products in one forward pass of one image.
 
-    The border counts as if it were computed, zeros included, as is usual. What is not a convolution
-    (batch norm, ReLU, pools, sums) is not counted: matrix units do none of it.
+    The border counts as if it were computed, zeros included, as is usual. What is neither (batch norm, ReLU,
+    pools, sums) is not counted: matrix units do none of it. What depends on parameters only is computed once
+    for all images and is not counted either.
 
     Args:
-      depth: of the network, see `binwrn_jax.nn.wide_resnet.architecture`.
-      width: of the network.
-      num_classes: N.
+      apply: ``apply(variables, images)``, any traceable function of uint8 ``[N, H, W, C]``.
+      variables: its arrays, or their shapes: no weight is read.
       image_shape: ``(H, W, C)``.
 
-    >>> multiply_adds(20, 10, 10, (32, 32, 3))
-    4015636480
+    >>> kernel = jax.ShapeDtypeStruct((3, 5), jnp.float32)
+    >>> multiply_adds(lambda w, x: x.mean((1, 2)) @ w, kernel, (8, 8, 3))
+    15
     """
-    net = architecture(depth, width)
-
-    def halved(height: int, width: int) -> tuple[int, int]:
-        return -(-height // 2), -(-width // 2)
-
-    height, columns, channels = image_shape
-    if net.stride == 2:
-        height, columns = halved(height, columns)
-    total = height * columns * net.window**2 * channels * net.channels
-    if net.pool:
-        height, columns = halved(height, columns)
-    channels = net.channels
-    for scale, blocks in enumerate(net.blocks):
-        features = net.channels * 2**scale
-        if scale > 0:
-            height, columns = halved(height, columns)
-        total += height * columns * 9 * (channels + (2 * blocks - 1) * features) * features
-        channels = features
-    return total + height * columns * channels * num_classes
+    leaves, _, function = split(apply, variables)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)  # type: ignore[no-untyped-call]
+    with portable():
+        program = program_of(function, leaves, images)
+    known = known_variables(program)
+    return sum(_products(equation) for equation in program.equations if not set(equation.outputs) <= known)
 
 
+def _products(equation: Equation) -> int:
+    """Multiply-adds of one equation."""
+    shapes: list[tuple[int, ...]] = [tuple(getattr(aval, "shape", ())) for aval in equation.avals]
+    if equation.name == "conv_general_dilated":
+        features = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
+        return math.prod(equation.shape) * math.prod(shapes[1]) // int(features)
+    if equation.name == "dot_general":
+        contracted: Sequence[int]
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return math.prod(equation.shape) * math.prod(shapes[0][axis] for axis in contracted)
+    return 0
+
+
+def network_multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """`multiply_adds` of a Flax network at inference."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)  # type: ignore[no-untyped-call]
+    return multiply_adds(network.apply, jax.eval_shape(network.init, jax.random.key(0), images), image_shape)
+
+
+@functools.cache
 def training_flops(depth: int, width: float, num_classes: int, image_shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of the convolutions to train on one image once.
+    """Floating-point operations of a wide ResNet's convolutions to train on one image once.
 
     Two for a multiply-add, and three passes: forward, gradient of the input, gradient of the weights. The
     first convolution needs the gradient of its input too, for the batch norm before it.
+
+    >>> training_flops(20, 10, 10, (32, 32, 3))
+    24093818880
     """
-    return 6 * multiply_adds(depth, width, num_classes, image_shape)
+    network = WideResNet(depth=depth, width=width, num_classes=num_classes)
+    return 6 * network_multiply_adds(network, image_shape)
 
 
 def mfu_of_image(
@@ -64,11 +84,11 @@ def mfu_of_image(
 ) -> float | None:
     """Share of the peak of all devices that training on one image per second uses; None if a peak is unknown.
 
-    Times images/s it is the model FLOP/s utilisation (MFU): `training_flops` over the published rate of the
-    matrix units, see `binwrn_jax.parallel.hardware.peak`.
+    Times images/s it is the model FLOP/s utilisation (MFU): six times `multiply_adds` over the published rate
+    of the matrix units, see `binwrn_jax.parallel.hardware.peak`.
 
     Args:
-      model: fields of the config, of which ``depth``, ``width`` and ``dtype`` count.
+      model: fields of the network, see `binwrn_jax.nn.registry.create_network`.
       num_classes: N.
       image_shape: ``(H, W, C)``.
       devices: those that share the batch.
@@ -77,4 +97,4 @@ def mfu_of_image(
     total = sum(known.flops(model["dtype"]) for known in peaks if known)
     if None in peaks:
         return None
-    return training_flops(model["depth"], model["width"], num_classes, image_shape) / total
+    return 6 * network_multiply_adds(create_network(model, num_classes), image_shape) / total

@@ -38,6 +38,7 @@ def _pad(build: Builder, x: Value, constant: Operand) -> Operand:
     for letter, (low, high, interior) in zip(
         build.letters(x), build.equation.params["padding_config"], strict=True
     ):
+        low, high = int(low), int(high)
         if (low, high, interior) == (0, 0, 0):
             continue
         if interior or min(low, high) < 0 or letter not in ("H", "W", "C"):

@@ -24,6 +24,8 @@ from binwrn_jax.graph.operations import Graph, Operation, Shape, uses, with_name
 def simplify(graph: Graph) -> Graph:
     """The graph with kernels as signs where they can be, and its multiply-adds merged.
 
+    Its last operation is a ``global_average``, as files have it, even if the logits have one pixel before it.
+
     Raises:
       UserError: a kernel has NaN weights.
     """
@@ -63,6 +65,12 @@ class _Rewriter:
     def run(self) -> Graph:
         while self._one_rewrite():
             pass
+        last = next(op for op in self.operations if op.output == self.output)
+        if last.kind != "global_average":
+            mean = f"{self.output}.mean"
+            self.shapes[mean] = self.shapes[self.output]
+            self.operations.append(Operation("global_average", (self.output,), mean))
+            self.output = mean
         return self._graph()
 
     def _one_rewrite(self) -> bool:
@@ -122,7 +130,8 @@ class _Rewriter:
     def _scale_before_convolution(self, before: int, position: int) -> bool:
         """A positive number for all channels moves to the multiply-add before the convolution."""
         conv, operation = self.operations[before], self.operations[position]
-        factor = _common_factor(operation)
+        # Only the magnitude of this kernel: the place of other numbers must not depend on their values.
+        factor = _common_factor(operation) if operation.source == conv.source else None
         earlier = self._only_used_here(conv.inputs[0])
         if factor is None or earlier is None or self.operations[earlier].kind != "affine":
             return False

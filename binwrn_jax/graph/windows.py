@@ -42,16 +42,18 @@ def _convolution(build: Builder, x: Operand, kernel: Operand) -> Operand:
         first, second = params[name]
         return (second, first) if turned else (first, second)
 
+    stride, dilation = (tuple(map(int, pair(key))) for key in ("window_strides", "rhs_dilation"))
+
     name = build.emit(
         "conv",
         [x],
         shape,
         {"kernel": weights},
         kernel.source,
-        stride=pair("window_strides"),
+        stride=stride,
         pads=tuple((int(low), int(high)) for low, high in pair("padding")),
-        groups=params["feature_group_count"],
-        dilation=pair("rhs_dilation"),
+        groups=int(params["feature_group_count"]),
+        dilation=dilation,
     )
     letters = [""] * 4
     for place, letter in zip(numbers.out_spec, ("N", "C", *("WH" if turned else "HW")), strict=True):
@@ -141,7 +143,7 @@ def _pool(build: Builder, x: Value, kind: str) -> Operand:
             continue
         if letter not in window:
             raise Inexpressible("a pool over something else than rows and columns of more than one pixel")
-        window[letter], stride[letter], pads[letter] = size, step, (int(pad[0]), int(pad[1]))
+        window[letter], stride[letter], pads[letter] = int(size), int(step), (int(pad[0]), int(pad[1]))
     out = build.equation.shape
     sizes = {**build.sizes(x), **{letter: out[i] for i, letter in enumerate(letters) if letter}}
     fields: dict[str, dict[str, Any]] = {"window": window, "stride": stride, "pads": pads}

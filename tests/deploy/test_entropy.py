@@ -13,8 +13,8 @@ from coded_corpus import skewed_bits
 
 from binwrn_jax.deploy import entropy
 from binwrn_jax.deploy.entropy import decode, encode, worthwhile
+from binwrn_jax.deploy.graph_file import pack_signs
 from binwrn_jax.deploy.numpy_reader import CodedKernel, PackedFileError, bits_of, decode_kernels
-from binwrn_jax.deploy.packed import pack_signs
 from binwrn_jax.hub.mat_file import read_released
 from binwrn_jax.hub.released import to_model
 

@@ -24,8 +24,9 @@ from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import export as verified
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.formats import layers, open_model
+from binwrn_jax.deploy.graph_file import pack_signs
 from binwrn_jax.deploy.numpy_runtime import open_numpy
-from binwrn_jax.deploy.packed import pack, pack_signs, read_packed, serialise, write_packed
+from binwrn_jax.deploy.packed import pack, read_packed, serialise, write_packed
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.training.config import base_config
 

@@ -1,40 +1,44 @@
-"""Operations of the networks against their traces."""
+"""Operations counted by tracing against formulas."""
 
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
-import jax.extend
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from binwrn_jax import WideResNet
-from binwrn_jax.graph.cost import mfu_of_image, multiply_adds, training_flops
+from binwrn_jax import WideResNet, base_config
+from binwrn_jax.graph.cost import mfu_of_image, network_multiply_adds, training_flops
+from binwrn_jax.nn.wide_resnet import architecture
 from binwrn_jax.parallel.hardware import PEAKS, peak
 
 
-def traced_multiply_adds(program, *arguments):
-    """Of all convolutions that JAX traces: result elements times the window's elements."""
+def by_formula(depth: int, width: float, num_classes: int, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of a wide ResNet's convolutions, scale by scale."""
+    net = architecture(depth, width)
 
-    def walk(jaxpr):
-        total = 0
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "conv_general_dilated":
-                kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-                spec = equation.params["dimension_numbers"].rhs_spec
-                total += int(np.prod(out)) * int(np.prod(kernel)) // kernel[spec[0]]
-            for value in equation.params.values():
-                for inner in value if isinstance(value, tuple | list) else (value,):
-                    if isinstance(inner, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr):
-                        total += walk(getattr(inner, "jaxpr", inner))
-        return total
+    def halved(height: int, width: int) -> tuple[int, int]:
+        return -(-height // 2), -(-width // 2)
 
-    return walk(jax.make_jaxpr(program)(*arguments).jaxpr)
+    height, columns, channels = image_shape
+    if net.stride == 2:
+        height, columns = halved(height, columns)
+    total = height * columns * net.window**2 * channels * net.channels
+    if net.pool:
+        height, columns = halved(height, columns)
+    channels = net.channels
+    for scale, blocks in enumerate(net.blocks):
+        features = net.channels * 2**scale
+        if scale > 0:
+            height, columns = halved(height, columns)
+        total += height * columns * 9 * (channels + (2 * blocks - 1) * features) * features
+        channels = features
+    return total + height * columns * channels * num_classes
 
 
 def test_20_10_has_the_papers_four_billion():
-    assert round(multiply_adds(20, 10, 10, (32, 32, 3)) / 1e9, 3) == 4.016
-    assert training_flops(20, 10, 10, (32, 32, 3)) == 6 * multiply_adds(20, 10, 10, (32, 32, 3))
+    assert round(by_formula(20, 10, 10, (32, 32, 3)) / 1e9, 3) == 4.016
+    assert training_flops(20, 10, 10, (32, 32, 3)) == 6 * by_formula(20, 10, 10, (32, 32, 3))
 
 
 @pytest.mark.parametrize(
@@ -47,11 +51,23 @@ def test_20_10_has_the_papers_four_billion():
     ],
 )
 def test_multiply_adds_are_those_of_the_network(depth, width, classes, shape):
-    model = WideResNet(depth=depth, width=width, num_classes=classes)
-    images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    traced = traced_multiply_adds(model.apply, variables, images)
-    assert multiply_adds(depth, width, classes, shape) == traced
+    network = WideResNet(depth=depth, width=width, num_classes=classes)
+    assert network_multiply_adds(network, shape) == by_formula(depth, width, classes, shape)
+
+
+def test_multiply_adds_of_any_network():
+    """By hand: a grouped and a dilated convolution, a dense layer, attention among 4 tokens."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            x = nn.Conv(6, (3, 3), (2, 2), feature_group_count=3)(images.astype(jnp.float32))
+            x = nn.Conv(2, (3, 3), kernel_dilation=2, use_bias=False)(x)
+            tokens = nn.Dense(5)(x.reshape(len(x), 4, -1))
+            return (tokens @ tokens.swapaxes(1, 2)).sum((1, 2))
+
+    expected = 64 * 6 * 9 + 64 * 2 * 9 * 6 + 4 * 5 * (64 * 2 // 4) + 4 * 4 * 5
+    assert network_multiply_adds(Network(), (16, 16, 3)) == expected
 
 
 def test_peaks():
@@ -65,7 +81,7 @@ def test_peaks():
 
 def test_mfu_is_the_flops_over_the_peak_of_all_devices():
     """20-10 at 10,000 images/s on two H100 in bfloat16: 6 x 4.0156 G x 10,000 of 2 x 989.5 T."""
-    model = {"depth": 20, "width": 10, "dtype": "bfloat16"}
+    model = {**base_config().model.to_dict(), "width": 10, "dtype": "bfloat16"}
     h100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
     of_image = mfu_of_image(model, 10, (32, 32, 3), [h100, h100])
     assert of_image * 10_000 == pytest.approx(6 * 4.0156e13 / (2 * 989.5e12), rel=1e-4)

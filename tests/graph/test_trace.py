@@ -89,7 +89,7 @@ def kinds_around(function, **fields):
     graph = simplify(trace(apply, variables, shape))
     expected = expected_of(apply, variables)
     assert np.abs(logits_of(graph) - expected).max() < 1e-5 * np.abs(expected).max()
-    return [op.attributes.get("function", op.kind) for op in graph.operations][2:-3]
+    return [op.attributes.get("function", op.kind) for op in graph.operations][2:-4]
 
 
 @pytest.mark.parametrize(
