@@ -14,10 +14,12 @@ from binwrn_jax.evaluation import cross_entropy as cross_entropy
 from binwrn_jax.evaluation import evaluate as evaluate
 from binwrn_jax.evaluation import make_eval_step as make_eval_step
 from binwrn_jax.evaluation import metric_sums as metric_sums
+from binwrn_jax.nn.binarize import binarize as binarize
+from binwrn_jax.nn.binarize import by_path as by_path
 from binwrn_jax.nn.layers import BatchNorm as BatchNorm
 from binwrn_jax.nn.layers import BinaryConv as BinaryConv
+from binwrn_jax.nn.layers import BinaryDense as BinaryDense
 from binwrn_jax.nn.rules import RULES as RULES
-from binwrn_jax.nn.rules import binarize as binarize
 from binwrn_jax.nn.rules import he_scale as he_scale
 from binwrn_jax.nn.rules import sign as sign
 from binwrn_jax.nn.wide_resnet import WideResNet as WideResNet

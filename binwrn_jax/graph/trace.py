@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from binwrn_jax.errors import CannotExport
+from binwrn_jax.errors import CannotExport, UserError
 from binwrn_jax.graph import elementwise, layout, windows
 from binwrn_jax.graph.axes import Axes, Inexpressible, axes_of
 from binwrn_jax.graph.builder import Builder, Known, Operand, Rule, Value
 from binwrn_jax.graph.equations import Equation, Program, evaluate, known_variables, program_of
 from binwrn_jax.graph.functions import recognise
 from binwrn_jax.graph.operations import INPUT, Graph
+from binwrn_jax.nn.binarize import path_of
 from binwrn_jax.nn.operations import portable
 
 Apply = Callable[[Any, Any], Any]
@@ -46,8 +47,10 @@ def trace(apply: Apply, variables: Any, image_shape: tuple[int, int, int]) -> Gr
 
     Raises:
       CannotExport: an operation has no counterpart in a graph; the message names it, and the file and line.
+      UserError: a kernel has NaN weights.
     """
     leaves, names, function = split(apply, variables)
+    _check_weights(leaves, names)
     with portable():
         program = program_of(function, leaves, _images(image_shape))
     builder = Builder(BATCH, image_shape)
@@ -66,6 +69,13 @@ def trace(apply: Apply, variables: Any, image_shape: tuple[int, int, int]) -> Gr
             equation = builder.equations[operation.output]
             raise refusal(equation)
     return graph
+
+
+def _check_weights(leaves: Sequence[Any], names: Sequence[str]) -> None:
+    """A sign of NaN is a sign; nobody would see that the training has diverged."""
+    for name, leaf in zip(names, leaves, strict=True):
+        if len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(leaf).any():
+            raise UserError(f"{name} has NaN weights: the training diverged, there is nothing to export")
 
 
 def _images(image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
@@ -95,12 +105,6 @@ def split(apply: Apply, variables: Any) -> tuple[list[Any], list[str], Callable[
 
     arrays = [(path, leaf) for (path, leaf), a in zip(flat, is_array, strict=True) if a]
     return [leaf for _, leaf in arrays], [path_of(path) for path, _ in arrays], function
-
-
-def path_of(path: Sequence[Any]) -> str:
-    """A path in a tree as words with slashes, such as ``'params/Conv_0/kernel'``."""
-    words = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path)
-    return "/".join(str(word) for word in words)
 
 
 def _constants(program: Program, leaves: Sequence[Any], names: Sequence[str]) -> dict[int, Known]:

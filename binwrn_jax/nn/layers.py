@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
+from flax.linen.linear import canonicalize_padding
 from jaxtyping import Array, Float, Real
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.operations import Pads, Sums, average_pool, convolution, moments, products
-from binwrn_jax.nn.rules import get_rule, he_scale
+from binwrn_jax.nn.rules import Rule, get_rule, he_scale
 
 Images = Float[Array, "N H W C"]
 Pixels = Real[Array | np.ndarray, "N H W C"]  # the network's input, uint8 for example
@@ -51,38 +54,159 @@ def spatial_pads(shape: tuple[int, int], window: int, stride: int, padding: str)
 
 
 class BinaryConv(nn.Module):
-    """Convolution whose latent kernel passes through a weight rule (Eq. 1), without bias.
+    """`flax.linen.Conv` of images whose latent kernel passes through a weight rule (Eq. 1).
 
-    The parameter ``kernel`` is float32 ``[F, F, C_in, C_out]``, initialised by He's method with
-    the layer's own scale as standard deviation.
+    The parameter ``kernel`` is ``[F_h, F_w, C_in / groups, C_out]``, the latent one; ``bias``, if there is
+    one, ``[C_out]``. Names and defaults are those of `flax.linen.Conv`, but for the last three.
 
     Attributes:
       features: C_out.
-      window: F.
-      stride: 1 or 2.
-      weights: name of the rule, a key of `binwrn_jax.nn.rules.RULES`.
-      plain: the scale convention of networks without skip connections (appendix B).
-      padding: ``'symmetric'`` or ``'same'``, see `spatial_pads`.
-      dtype: of the computation; the latent kernel stays float32.
+      kernel_size: (F_h, F_w), or one number for both.
+      strides: along the two spatial axes, or one number for both.
+      padding: as Flax has it: ``'SAME'``, ``'VALID'``, ``'CIRCULAR'``, ``'REFLECT'``, a number, or for each
+        spatial axis a number or a pair (before, after).
+      kernel_dilation: along the two spatial axes, or one number for both.
+      feature_group_count: groups of channels; C_in and C_out are multiples of it.
+      use_bias: whether a bias, which is no bit, is added.
+      dtype: of the computation; None for that of images and parameters.
+      param_dtype: of the parameters.
+      kernel_init: None for He's method, with the layer's scale as standard deviation.
+      bias_init: of the bias.
+      rule: name of a rule, a key of `binwrn_jax.nn.rules.RULES`, or a function ``rule(kernel, scale)``.
+      scale: the layer's scale s, or a function that gives it from the kernel's shape.
     """
 
     features: int
-    window: int = 3
-    stride: int = 1
-    weights: str = "1bit"
-    plain: bool = False
-    padding: str = "symmetric"
-    dtype: Any = jnp.float32
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] | None = 1
+    padding: Any = "SAME"
+    kernel_dilation: int | Sequence[int] | None = 1
+    feature_group_count: int = 1
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] | None = None
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+    rule: str | Rule = "1bit"
+    scale: float | Callable[[tuple[int, ...]], float] = he_scale
 
     @nn.compact
-    def __call__(self, x: Images) -> NewImages:
-        """``[N, H, W, C_in]`` to ``[N, ceil(H / stride), ceil(W / stride), C_out]``."""
-        shape = (self.window, self.window, x.shape[-1], self.features)
-        scale = he_scale(shape, plain=self.plain)
-        latent = self.param("kernel", nn.initializers.normal(scale), shape, jnp.float32)
-        pads = spatial_pads((x.shape[1], x.shape[2]), self.window, self.stride, self.padding)
-        kernel = get_rule(self.weights)(latent, scale).astype(self.dtype)
-        return convolution(x.astype(self.dtype), kernel, (self.stride, self.stride), pads)
+    def __call__(self, x: Pixels) -> NewImages:
+        """``[N, H, W, C_in]`` to ``[N, H', W', C_out]``.
+
+        Raises:
+          UserError: numbers that do not go together.
+        """
+        size, strides, dilation = (
+            pair(value, name)
+            for name, value in (
+                ("kernel_size", self.kernel_size),
+                ("strides", self.strides),
+                ("kernel_dilation", self.kernel_dilation),
+            )
+        )
+        groups = self.feature_group_count
+        if groups < 1 or x.shape[-1] % groups or self.features % groups:
+            raise UserError(
+                f"feature_group_count {groups} must divide the {x.shape[-1]} input and {self.features} "
+                "output channels"
+            )
+        shape = (*size, x.shape[-1] // groups, self.features)
+        kernel = weights_of(self, shape)
+        bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        covered = tuple((f - 1) * d + 1 for f, d in zip(size, dilation, strict=True))
+        x, pads = padded(x, self.padding, covered, strides)
+        if groups == 1 and dilation == (1, 1):
+            y = convolution(x, kernel, strides, pads)
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                strides,
+                pads,
+                rhs_dilation=dilation,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+        return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+
+
+class BinaryDense(nn.Module):
+    """`flax.linen.Dense` whose latent kernel ``[C_in, C_out]`` passes through a weight rule (Eq. 1).
+
+    Attributes: those of `BinaryConv` that a dense layer has.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] | None = None
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+    rule: str | Rule = "1bit"
+    scale: float | Callable[[tuple[int, ...]], float] = he_scale
+
+    @nn.compact
+    def __call__(self, x: Real[Array | np.ndarray, "*N Cin"]) -> Float[Array, "*N Cout"]:
+        """``[..., C_in]`` to ``[..., C_out]``."""
+        kernel = weights_of(self, (x.shape[-1], self.features))
+        bias = (
+            self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        )
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = x @ kernel
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def weights_of(layer: BinaryConv | BinaryDense, shape: tuple[int, ...]) -> Array:
+    """The kernel that a layer uses, from its parameter ``kernel``."""
+    scale = layer.scale(shape) if callable(layer.scale) else layer.scale
+    init = nn.initializers.normal(scale) if layer.kernel_init is None else layer.kernel_init
+    latent = layer.param("kernel", init, shape, layer.param_dtype)
+    rule = get_rule(layer.rule) if isinstance(layer.rule, str) else layer.rule
+    return rule(latent, scale)
+
+
+def pair(value: int | Sequence[int] | None, name: str) -> tuple[int, int]:
+    """One number for both spatial axes, or two.
+
+    Raises:
+      UserError: neither.
+    """
+    number = 1 if value is None else value
+    numbers = (number, number) if isinstance(number, int) else tuple(number)
+    if len(numbers) != 2 or min(numbers) < 1:
+        raise UserError(f"{name} is {value}: it must be a positive number, or two for rows and columns")
+    return int(numbers[0]), int(numbers[1])
+
+
+def padded(x: Array, padding: Any, covered: tuple[int, ...], strides: tuple[int, int]) -> tuple[Array, Pads]:
+    """Images, and the zeros that a convolution is to add around them, for any ``padding`` of Flax.
+
+    Args:
+      x: ``[N, H, W, C]``.
+      padding: see `BinaryConv`.
+      covered: pixels that the kernel covers down and across, dilation included.
+      strides: down and across.
+
+    Raises:
+      UserError: no such padding for images.
+    """
+    try:
+        form = canonicalize_padding(padding, 2)
+    except (ValueError, TypeError):
+        form = None
+    if form in ("CIRCULAR", "REFLECT"):
+        around = [((f - 1) // 2, f // 2) for f in covered]
+        mode = "wrap" if form == "CIRCULAR" else "reflect"
+        return jnp.pad(x, ((0, 0), *around, (0, 0)), mode=mode), ((0, 0), (0, 0))
+    if isinstance(form, str) and form in ("SAME", "SAME_LOWER", "VALID"):
+        form = jax.lax.padtype_to_pads(x.shape[1:3], covered, strides, form)
+    if form is None or isinstance(form, str):
+        raise UserError(f"padding {padding!r} is none for images: use 'SAME', 'VALID', numbers or pairs")
+    rows, columns = form
+    return x, ((int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1])))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

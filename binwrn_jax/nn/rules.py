@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from binwrn_jax.errors import UserError
 
-Kernel = Float[Array, "F F2 Cin Cout"]
+Kernel = Float[Array, "*window Cout"]  # [F, F, C_in, C_out] of a convolution, [C_in, C_out] of a dense layer
 Rule = Callable[[Kernel, float], Kernel]
 
 
@@ -27,13 +27,14 @@ def he_scale(shape: tuple[int, ...], *, plain: bool = False) -> float:
     skip connections, use ``2 / sqrt(F^2 C_in)`` (appendix B).
 
     Args:
-      shape: kernel shape ``(F, F, C_in, C_out)``.
+      shape: kernel shape ``(F, F, C_in, C_out)``; of a dense layer ``(C_in, C_out)``, of a grouped
+        convolution with the channels of one group in the place of C_in.
       plain: whether the network has no skip connections.
 
     >>> he_scale((3, 3, 2, 64))
     0.3333333333333333
     """
-    fan_in = shape[0] * shape[1] * shape[2]
+    fan_in = math.prod(shape[:-1])
     return 2.0 / math.sqrt(fan_in) if plain else math.sqrt(2.0 / fan_in)
 
 
@@ -66,7 +67,7 @@ _binarize.defvjp(
 )
 
 
-def binarize(w: Kernel, scale: float | None = None) -> Kernel:
+def one_bit(w: Kernel, scale: float | None = None) -> Kernel:
     """Eq. 1: ``W_hat = s sign(W)``, exactly two values, gradient straight through to ``W``.
 
     Args:
@@ -78,9 +79,9 @@ def binarize(w: Kernel, scale: float | None = None) -> Kernel:
       positive. The cotangent of ``w`` is exactly that of the result.
 
     >>> w = jnp.array([-0.3, 0.0, 1.2]).reshape(1, 1, 1, 3)
-    >>> binarize(w, 0.5).ravel().tolist()
+    >>> one_bit(w, 0.5).ravel().tolist()
     [-0.5, 0.5, 0.5]
-    >>> jax.grad(lambda w: (3 * binarize(w, 0.5)).sum())(w).ravel().tolist()
+    >>> jax.grad(lambda w: (3 * one_bit(w, 0.5)).sum())(w).ravel().tolist()
     [3.0, 3.0, 3.0]
     """
     s = he_scale(w.shape) if scale is None else scale
@@ -102,18 +103,21 @@ def binary_connect(w: Kernel, scale: float | None = None) -> Kernel:
     return sign(w)
 
 
-def _bwn(axes: tuple[int, ...]) -> Rule:
+def _bwn(by_channel: bool) -> Rule:
+    def mean(x: jax.Array) -> jax.Array:
+        return jnp.mean(x, axis=tuple(range(x.ndim - by_channel)), keepdims=True)
+
     @jax.custom_vjp
     def rule(w: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.abs(w), axis=axes, keepdims=True) * sign(w)
+        return mean(jnp.abs(w)) * sign(w)
 
     def backward(w: jax.Array, g: jax.Array) -> tuple[jax.Array]:
         # Product rule: alpha times the straight-through sign (zero outside [-1, 1]), plus the
         # extra term that comes from alpha = mean|W| depending on every weight of its group.
         signs = sign(w)
-        alpha = jnp.mean(jnp.abs(w), axis=axes, keepdims=True)
+        alpha = mean(jnp.abs(w))
         through_sign = alpha * g * (jnp.abs(w) <= 1)
-        through_alpha = signs * jnp.mean(g * signs, axis=axes, keepdims=True)
+        through_alpha = signs * mean(g * signs)
         return (through_sign + through_alpha,)
 
     rule.defvjp(lambda w: (rule(w), w), backward)
@@ -125,13 +129,13 @@ def _bwn(axes: tuple[int, ...]) -> Rule:
     return without_scale
 
 
-bwn_channel = _bwn((0, 1, 2))
+bwn_channel = _bwn(by_channel=True)
 bwn_channel.__doc__ = """BWN (Rastegari et al. 2016): ``mean|W| sign(W)``, one mean per output channel."""
-bwn_layer = _bwn((0, 1, 2, 3))
+bwn_layer = _bwn(by_channel=False)
 bwn_layer.__doc__ = """BWN with a single ``mean|W|`` for the layer (section 5.2 finds it as good)."""
 
 RULES: dict[str, Rule] = {
-    "1bit": binarize,
+    "1bit": one_bit,
     "32bit": full_precision,
     "bwn": bwn_channel,
     "bwn_layer": bwn_layer,

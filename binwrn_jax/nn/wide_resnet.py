@@ -16,12 +16,13 @@ from binwrn_jax.nn.layers import (
     BatchNorm,
     BinaryConv,
     Images,
+    NewImages,
     Pixels,
     downsample_skip,
     shifted_relu,
     spatial_pads,
 )
-from binwrn_jax.nn.rules import get_rule
+from binwrn_jax.nn.rules import get_rule, he_scale
 
 NORMS = ("batch", "none")
 
@@ -172,9 +173,7 @@ class WideResNet(nn.Module):
             raise UserError(
                 f"images of {images.shape[1]}x{images.shape[2]} are below {net.min_size}x{net.min_size}"
             )
-        conv = partial(
-            BinaryConv, weights=self.weights, plain=self.plain, padding=self.padding, dtype=self.dtype
-        )
+        conv = self._convolution
         norm = partial(BatchNorm, ghost_size=self.ghost_size, dtype=self.dtype)
 
         def activate(x: Images, index: int) -> Images:
@@ -185,7 +184,7 @@ class WideResNet(nn.Module):
         x = norm(affine=True, name="bn0")(images, train)
         if self.input_relu:
             x = nn.relu(x)
-        x = conv(net.channels, window=net.window, stride=net.stride, name="conv0")(x)
+        x = conv(x, 0, net.channels, net.window, net.stride)
         if net.pool:
             x = nn.max_pool(x, (3, 3), (2, 2), spatial_pads((x.shape[1], x.shape[2]), 3, 2, self.padding))
 
@@ -194,8 +193,8 @@ class WideResNet(nn.Module):
             features = net.channels * 2**scale
             for block in range(blocks):
                 stride = 2 if scale > 0 and block == 0 else 1
-                path = conv(features, stride=stride, name=f"conv{index}")(activate(x, index))
-                path = conv(features, name=f"conv{index + 1}")(activate(path, index + 1))
+                path = conv(activate(x, index), index, features, stride=stride)
+                path = conv(activate(path, index + 1), index + 1, features)
                 index += 2
                 if self.plain:
                     x = path
@@ -204,7 +203,24 @@ class WideResNet(nn.Module):
                 else:
                     x = path + x
 
-        x = conv(self.num_classes, window=1, name=f"conv{index}")(activate(x, index))
+        x = conv(activate(x, index), index, self.num_classes, kernel_size=1)
         if self.norm == "batch":
             x = norm(affine=self.affine, name=f"bn{index + 1}")(x, train)
         return x.astype(jnp.float32).mean((1, 2)) / self.temperature
+
+    def _convolution(
+        self, x: Images, index: int, features: int, kernel_size: int = 3, stride: int = 1
+    ) -> NewImages:
+        """What the paper counts as a layer, without the batch norm before it."""
+        layer = BinaryConv(
+            features,
+            kernel_size,
+            strides=stride,
+            padding=spatial_pads((x.shape[1], x.shape[2]), kernel_size, stride, self.padding),
+            use_bias=False,
+            dtype=self.dtype,
+            rule=self.weights,
+            scale=partial(he_scale, plain=self.plain),
+            name=f"conv{index}",
+        )
+        return layer(x)

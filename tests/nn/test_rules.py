@@ -2,6 +2,7 @@
 
 import functools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from binwrn_jax import BinaryConv, UserError, he_scale, sign
 from binwrn_jax.nn.rules import RULES, clips_latent, get_rule, is_one_bit
-from binwrn_jax.nn.rules import binarize as eq1
+from binwrn_jax.nn.rules import one_bit as eq1
 
 SHAPE = (3, 3, 5, 7)
 
@@ -106,7 +107,7 @@ def test_gradient_of_extreme_weights_is_not_clipped():
 @pytest.mark.parametrize("plain", [False, True])
 def test_gradient_through_the_convolution(plain):
     """d loss / d W of the layer is d loss / d W_hat of a convolution with W_hat as a free variable."""
-    layer = BinaryConv(features=7, stride=2, plain=plain)
+    layer = BinaryConv(7, 3, strides=2, padding=1, use_bias=False, scale=partial(he_scale, plain=plain))
     rng = np.random.default_rng(3)
     x = jnp.asarray(rng.normal(size=(4, 9, 8, 5)).astype(np.float32))
     target = jnp.asarray(rng.normal(size=(4, 5, 4, 7)).astype(np.float32))
@@ -132,7 +133,11 @@ def test_gradient_through_the_convolution(plain):
 def test_latent_weights_start_with_the_scale_as_deviation():
     x = jnp.zeros((1, 8, 8, 64))
     for plain, factor in [(False, math.sqrt(2)), (True, 2.0)]:
-        kernel = np.asarray(BinaryConv(128, plain=plain).init(jax.random.key(0), x)["params"]["kernel"])
+        kernel = np.asarray(
+            BinaryConv(128, 3, scale=partial(he_scale, plain=plain)).init(jax.random.key(0), x)["params"][
+                "kernel"
+            ]
+        )
         std = factor / math.sqrt(9 * 64)
         # 73,728 normal draws: their deviation is known to about 0.3 %.
         assert abs(kernel.std() / std - 1) < 0.02 and abs(kernel.mean()) < 0.02 * std
