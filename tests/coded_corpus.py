@@ -10,7 +10,8 @@ from packed_corpus import Parts, assemble, container, seal
 
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.entropy import encode
-from binwrn_jax.deploy.packed import PackedModel, pack_signs
+from binwrn_jax.deploy.graph_file import pack_signs
+from binwrn_jax.deploy.packed import PackedModel
 
 GOLDEN = Path(__file__).parent / "golden" / "packed_v2_entropy.safetensors"
 SHAPES = {"conv0": (3, 3, 3, 32), "conv1": (3, 3, 32, 32), "conv2": (1, 1, 32, 4)}
