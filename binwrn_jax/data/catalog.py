@@ -64,4 +64,7 @@ def lookup(name: str) -> DatasetInfo:
         return DATASETS[name]
     near = difflib.get_close_matches(str(name), DATASETS, n=1, cutoff=0.4)
     hint = f" (nearest: {near[0]})" if near else ""
-    raise UserError(f"unknown data set '{name}'{hint}; known: {', '.join(DATASETS)}")
+    raise UserError(
+        f"unknown data set '{name}'{hint}; known: {', '.join(DATASETS)}; own images: folder:PATH, npz:PATH, "
+        "tfds:NAME, hf:NAME"
+    )
