@@ -15,11 +15,11 @@ from binwrn_jax.training.loggers import Logger
 Record = dict[str, Any]
 
 # The fields of each kind of record that the rest of a run is computed from; those in the second group may be
-# null, where there was no finite number.
-_NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "train": (("epoch", "seconds"), ("loss", "learning_rate", "images_per_s")),
-    "epoch": (("epoch", "seconds"), ("train_error",)),
-    "eval": (("epoch", "seconds", "error"), ("loss",)),
+# null, where there was no finite number, those in the third may also be absent.
+_NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "train": (("epoch", "seconds"), ("loss", "learning_rate", "images_per_s"), ()),
+    "epoch": (("epoch", "seconds"), ("train_error",), ()),
+    "eval": (("epoch", "seconds", "error"), ("loss",), ("validation_error",)),
 }
 
 _log = logging.getLogger("binwrn_jax")
@@ -33,8 +33,8 @@ def read_records(path: Path) -> list[Record]:
 def _is_whole(record: Record) -> bool:
     if not isinstance(record.get("kind"), str) or not _is_count(record.get("step")):
         return False
-    numbers, numbers_or_null = _NEEDED.get(record["kind"], ((), ()))
-    given = [record.get(name, "") for name in numbers_or_null]
+    numbers, numbers_or_null, optional = _NEEDED.get(record["kind"], ((), (), ()))
+    given = [record.get(name, "") for name in numbers_or_null] + [record.get(name) for name in optional]
     return (
         all(_is_number(record.get(name)) for name in numbers)
         and all(value is None or _is_number(value) for value in given)

@@ -27,6 +27,7 @@ from binwrn_jax.store.checkpoints import Checkpoints
 from binwrn_jax.system.files import replace_file
 from binwrn_jax.training import config as configs
 from binwrn_jax.training import recipes
+from binwrn_jax.training.environment import describe_environment
 from binwrn_jax.training.initialise import initial_state, open_source
 from binwrn_jax.training.loggers import logger_names, open_loggers
 from binwrn_jax.training.moments import jit_moments_step
@@ -36,7 +37,7 @@ from binwrn_jax.training.records import MetricsLog, NoLog
 from binwrn_jax.training.resolve import ResolvedRun, resolve
 from binwrn_jax.training.state import TrainState, init_state
 from binwrn_jax.training.step import jit_train_step
-from binwrn_jax.training.workdir import claim_workdir, describe_environment, write_config
+from binwrn_jax.training.workdir import claim_workdir, write_config
 
 # Steps that may be under way on the device while the host prepares the next ones.
 IN_FLIGHT = 2

@@ -1,21 +1,16 @@
-"""The folder of a run: whose it is, what made it, whether there is room."""
+"""The folder of a run: whose it is, and whether there is room."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -156,52 +151,6 @@ def claim_workdir(workdir: Path, run: ResolvedRun, state: TrainState) -> None:
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes ``config.json``."""
     replace_file(workdir / "config.json", configs.to_json(config))
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, hardware and command, for whoever wants to repeat the run."""
-    commit = None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
-    packages = (
-        "binwrn-jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "tensorflow-datasets",
-        "numpy",
-    )
-    versions = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "command": sys.argv,
-        "commit": commit,
-        "python": platform.python_version(),
-        "packages": versions,
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "processes": distributed.process_count(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "platform": jax.devices()[0].platform,
-        "system": platform.platform(),
-    }
 
 
 def check_disk(workdir: Path, state: TrainState, kept: int) -> None:

@@ -51,6 +51,7 @@ def test_resumed_log_has_each_step_once(tmp_path):
         b'{"kind": "eval", "step": 20}',
         json.dumps({"kind": "eval", **EVAL, "step": 20, "error": None}).encode(),
         json.dumps({"kind": "eval", **EVAL, "step": 20, "cycle_end": 1}).encode(),
+        json.dumps({"kind": "eval", **EVAL, "step": 20, "validation_error": "low"}).encode(),
         json.dumps({"kind": "epoch", **EPOCH, "step": 20, "train_error": {}}).encode(),
     ],
 )
