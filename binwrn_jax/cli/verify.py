@@ -94,7 +94,7 @@ def checks(packed: PackedModel, size: int, runtimes: dict[str, Predictor]) -> It
     yield Check(
         not other,
         "two values per convolution",
-        f"{other[0]} has the values [{1.0 if plus[other[0]] else -1.0}]"
+        f"{other[0]} has the value {'+1' if plus[other[0]] else '-1'} only"
         if other
         else f"-1 and +1 in each of {len(convs)}",
     )
