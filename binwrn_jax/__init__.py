@@ -19,6 +19,7 @@ _MODULES = {
     "data.open": ("load", "open_dataset"),
     "deploy.formats": ("open_model",),
     "deploy.jax_runtime": ("load_packed",),
+    "deploy.own_network": ("export",),
     "errors": ("UserError",),
     "evaluation": ("cross_entropy", "evaluate", "make_eval_step", "metric_sums"),
     "nn.binarize": ("binarize", "by_path"),

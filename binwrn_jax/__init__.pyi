@@ -9,6 +9,7 @@ from binwrn_jax.data.open import load as load
 from binwrn_jax.data.open import open_dataset as open_dataset
 from binwrn_jax.deploy.formats import open_model as open_model
 from binwrn_jax.deploy.jax_runtime import load_packed as load_packed
+from binwrn_jax.deploy.own_network import export as export
 from binwrn_jax.errors import UserError as UserError
 from binwrn_jax.evaluation import cross_entropy as cross_entropy
 from binwrn_jax.evaluation import evaluate as evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -66,8 +67,10 @@ def content_of(graph: Graph) -> Content:
         entry: dict[str, Any] = {"op": op.kind, "in": list(op.inputs), "out": op.output}
         if op.kind in ("affine", "conv"):
             entry["tensor"] = op.output
-        last = op is graph.operations[-1]
-        fields = None if (op.kind == "global_average") != last else _fields(op, graph)
+        if op.kind == "global_average" and op is not graph.operations[-1]:
+            op = _mean_as_pool(op, graph)
+            entry["op"] = op.kind
+        fields = _fields(op, graph)
         if fields is None:
             raise CannotExport(f"version {numpy_reader.VERSION} of the packed format has no {_words(op)}")
         content.operations.append({**entry, **fields})
@@ -77,6 +80,13 @@ def content_of(graph: Graph) -> Content:
         elif op.kind == "conv":
             content.bits[op.output] = pack_signs(op.tensors["signs"])
     return content
+
+
+def _mean_as_pool(operation: Operation, graph: Graph) -> Operation:
+    """A mean over all pixels inside the network: version 1 has one at its end only, but pools of any size."""
+    window = graph.shapes[operation.inputs[0]][:2]
+    attributes = {"window": window, "stride": (1, 1), "pads": ((0, 0), (0, 0))}
+    return dataclasses.replace(operation, kind="average_pool", attributes=attributes)
 
 
 def _check_bits(graph: Graph) -> None:

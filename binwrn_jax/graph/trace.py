@@ -82,6 +82,15 @@ def _images(image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((BATCH, *image_shape), jnp.uint8)  # type: ignore[no-untyped-call]
 
 
+def activation_dtypes(apply: Apply, variables: Any, image_shape: tuple[int, int, int]) -> set[str]:
+    """The names of all dtypes in which a network computes what depends on the images."""
+    leaves, _, function = split(apply, variables)
+    with portable():
+        program = program_of(function, leaves, _images(image_shape))
+    known = known_variables(program)
+    return {equation.dtype.name for equation in program.equations if not set(equation.outputs) <= known}
+
+
 def refusal(equation: Equation, reason: object = EXPORTABLE) -> CannotExport:
     """The error that names an equation, and the user's file and line."""
     if norm := equation.norm():

@@ -1,0 +1,156 @@
+"""Any JAX network as a file of bits: traced, packed, and proven on images before the file gets its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from binwrn_jax.data.arrays import check_images
+from binwrn_jax.deploy.export import compare, exact_arithmetic, write_verified
+from binwrn_jax.deploy.formats import Format, all_formats, get_format
+from binwrn_jax.deploy.graph_runtime import run
+from binwrn_jax.deploy.packed import pack_graph
+from binwrn_jax.deploy.predictor import in_batches
+from binwrn_jax.errors import UserError
+from binwrn_jax.evaluation import BATCH_SIZE
+from binwrn_jax.graph.operations import Graph
+from binwrn_jax.graph.simplify import simplify
+from binwrn_jax.graph.trace import activation_dtypes, split, trace
+from binwrn_jax.nn.operations import portable
+
+IMAGES = 100
+LOW_PRECISION_TOLERANCE = 0.05  # of logits in bfloat16, which has 8 bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A written file.
+
+    Attributes:
+      path: of the file.
+      format: its name.
+      lines: what it was compared on, and a line for each reader that has proven it.
+    """
+
+    path: Path
+    format: str
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join((f"{self.path}: {self.format}", *self.lines))
+
+
+def export(
+    apply: Callable[[Any, Any], Any],
+    variables: Any,
+    path: str | Path,
+    input_shape: tuple[int, int, int],
+    class_names: Sequence[str] | None = None,
+    images: np.ndarray | None = None,
+    format: str | None = None,
+) -> Exported:
+    """Writes a network as a file to deploy, and proves that it gives the network's logits.
+
+    The network computes in float32 in the file, whatever it was trained in. Which operations can be exported
+    docs/own-network.md says; each kernel needs one magnitude for each output channel, see `binarize`.
+
+    Args:
+      apply: ``apply(variables, images)``: logits ``[N, classes]`` of uint8 ``[N, H, W, C]`` at inference,
+      with
+        the kernels that are used (`binarize` is called in it, unless layers like `BinaryConv` do so).
+      variables: any tree of arrays.
+      path: of the file; an older file there stays until the new one is proven.
+      input_shape: ``(H, W, C)``.
+      class_names: a name for each class; None for none.
+      images: uint8 ``[N, H, W, C]`` to compare on, the first one becomes the golden image; None for 100
+      random
+        ones.
+      format: ``'packed'``, ``'onnx'``, ``'stablehlo'`` or ``'c'``; None for that of the path's suffix.
+
+    Raises:
+      CannotExport: the network has an operation, or a kernel, that the format does not have.
+      UserError: bad arguments, or the file does not give the network's logits; nothing is written.
+    """
+    path, shape = Path(path), _shape(input_shape)
+    known = _format(path, format)
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
+        compared = f"compared on {IMAGES} RANDOM images, as none were given"
+    else:
+        images = check_images(images, list(shape))
+        compared = f"compared on {len(images)} images"
+        if not len(images):
+            raise UserError("there are no images to compare on: give some, or None for random ones")
+    graph = simplify(trace(apply, variables, shape))
+    classes = graph.shapes[graph.output][2]
+    if class_names is not None and len(class_names) != classes:
+        raise UserError(f"{len(class_names)} class names for a network of {classes} classes")
+    description = {
+        "image_shape": list(shape),
+        "num_classes": classes,
+        "class_names": list(class_names or []),
+    }
+    packed = pack_graph(graph, description, images[0])
+    reference, notes = _reference(apply, variables, graph, images)
+    lines = write_verified(known, packed, path, images, reference)
+    return Exported(path, known.name, (compared, *notes, *lines))
+
+
+def _shape(input_shape: Any) -> tuple[int, int, int]:
+    try:
+        height, width, channels = (int(length) for length in input_shape)
+    except (TypeError, ValueError):
+        height = width = channels = 0
+    if min(height, width, channels) < 1:
+        raise UserError(f"input_shape is {input_shape}: it must be (height, width, channels)")
+    return height, width, channels
+
+
+def _format(path: Path, name: str | None) -> Format:
+    if name is not None:
+        return get_format(name)
+    for known in all_formats():
+        if path.suffix == known.suffix and known.write:
+            return known
+    suffixes = ", ".join(f"{known.suffix} ({known.name})" for known in all_formats() if known.write)
+    raise UserError(f"the suffix of {path} names no format: use one of {suffixes}, or format=...")
+
+
+def _reference(
+    apply: Callable[[Any, Any], Any], variables: Any, graph: Graph, images: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The logits that the file must give, and what is to be said of them.
+
+    They are the network's own, unless it computes with fewer bits than float32: then those of its graph.
+    """
+    leaves, _, function = split(apply, variables)
+    classes = graph.shapes[graph.output][2]
+
+    def network(batch: np.ndarray) -> jax.Array:
+        return logits(leaves, batch).astype(jnp.float32)
+
+    with exact_arithmetic(), portable():
+        logits = jax.jit(function)
+        own = in_batches(network, images, classes, BATCH_SIZE)
+        dtypes = activation_dtypes(apply, variables, images.shape[1:])
+        low = [dtype for dtype in dtypes if dtype in ("bfloat16", "float16")]
+        if not low:
+            return own, ()
+        tensors = {op.output: {k: jnp.asarray(v) for k, v in op.tensors.items()} for op in graph.operations}
+        exact = in_batches(jax.jit(lambda batch: run(graph, tensors, batch)), images, classes, BATCH_SIZE)
+    error, _ = compare(exact, own)
+    if not error <= LOW_PRECISION_TOLERANCE:
+        raise UserError(
+            f"the network computes in {low[0]}; in float32 its logits differ by {error:.1e} of the largest "
+            f"(tolerance {LOW_PRECISION_TOLERANCE:g}): give an apply in float32"
+        )
+    return exact, (
+        f"the network computes in {low[0]} and the file in float32: their logits differ by {error:.1e} of "
+        f"the largest (tolerance {LOW_PRECISION_TOLERANCE:g})",
+    )
