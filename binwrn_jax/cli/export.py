@@ -29,7 +29,7 @@ from binwrn_jax.deploy.formats import (
 )
 from binwrn_jax.deploy.packed import PackedModel, pack, write_packed
 from binwrn_jax.errors import UserError
-from binwrn_jax.store.model import load_model
+from binwrn_jax.store.model import Model
 
 IMAGES = 100
 
@@ -77,7 +77,8 @@ def _read_source(arguments: argparse.Namespace) -> tuple[PackedModel, np.ndarray
     """The packed model, images to compare on, what they are in words, and the network's logits of them."""
     kind = format_of(arguments.model)
     if kind is None:
-        variables, description = load_model(arguments.model)
+        model = Model.load(arguments.model)
+        variables, description = dict(model.variables), model.description.to_dict()
         images, source = images_for(description, arguments.images, arguments.data_dir)
         packed = pack(variables, description, images[0], arguments.license)
         return packed, images, source, reference_of(variables, description, images)

@@ -13,7 +13,7 @@ from binwrn_jax.deploy.formats import Format, get_format
 from binwrn_jax.deploy.packed import PackedModel, pack
 from binwrn_jax.deploy.predictor import JaxPredictor
 from binwrn_jax.errors import UserError
-from binwrn_jax.store.model import load_model
+from binwrn_jax.store.model import Model
 from binwrn_jax.system.files import replace_files
 
 # Largest difference of two logits, relative to the largest logit. All readers compute in float32, but sum
@@ -119,7 +119,8 @@ def pack_model(model: Path, path: Path, images: np.ndarray) -> tuple[PackedModel
     Raises:
       UserError: nothing to pack, or it does not agree with the trained network.
     """
-    variables, description = load_model(model)
+    opened = Model.load(model)
+    variables, description = dict(opened.variables), opened.description.to_dict()
     packed = pack(variables, description, images[0])
     reference = reference_of(variables, description, images)
     return packed, write_verified(get_format("packed"), packed, path, images, reference)

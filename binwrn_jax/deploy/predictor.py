@@ -21,7 +21,7 @@ class JaxPredictor:
     power of two, so that few shapes are compiled and one image does not cost a whole batch.
 
     Args:
-      variables: ``params`` and ``batch_stats``, see `binwrn_jax.store.model.load_model`.
+      variables: ``params`` and ``batch_stats``, see `binwrn_jax.store.model.Model`.
       description: of the model, with the fields of ``model.json``.
       dtype: of the activations, ``'float32'`` or ``'bfloat16'``; None for the model's own.
       batch_size: images per run of the network.

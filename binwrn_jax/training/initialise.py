@@ -15,7 +15,7 @@ from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.hub.mat_file import read_released
 from binwrn_jax.hub.released import to_model
-from binwrn_jax.store.model import load_model
+from binwrn_jax.store.model import Model
 from binwrn_jax.training.optimizer import AverageState
 from binwrn_jax.training.state import TrainState
 
@@ -42,13 +42,11 @@ def open_source(name: str) -> Source:
       UserError: there is none, or it is damaged.
     """
     path = Path(name)
-    if path.suffix == ".mat" and path.is_file():
-        model = to_model(read_released(path))
-        return Source(model.variables, model.description.to_dict())
-    if path.is_file():
+    if path.is_file() and path.suffix != ".mat":
         packed = load_packed(path)
         return Source(packed.variables, packed.description)
-    return Source(*load_model(path))
+    model = to_model(read_released(path)) if path.is_file() else Model.load(path)
+    return Source(model.variables, model.description.to_dict())
 
 
 def initial_state(state: TrainState, name: str, config: ConfigDict) -> TrainState:
