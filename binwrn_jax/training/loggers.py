@@ -216,6 +216,15 @@ def logger_names(to: str) -> list[str]:
     return names
 
 
+def _read_ids(path: Path) -> dict[str, str]:
+    """The names of the run in each service; none where the file is absent or damaged."""
+    try:
+        ids = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {name: run for name, run in ids.items() if isinstance(run, str)} if isinstance(ids, dict) else {}
+
+
 def open_loggers(to: str, workdir: Path, config: Mapping[str, Any], resume_step: int) -> list[Logger]:
     """The loggers that ``log.to`` names, each in the run that this work directory has there.
 
@@ -230,7 +239,7 @@ def open_loggers(to: str, workdir: Path, config: Mapping[str, Any], resume_step:
     """
     names, known = logger_names(to), known_loggers()
     path = workdir / IDS_FILE
-    ids = json.loads(path.read_text()) if path.is_file() else {}
+    ids = _read_ids(path)
     if new := [name for name in names if name not in ids]:
         ids |= {name: secrets.token_hex(6) for name in new}
         replace_file(path, json.dumps(ids, indent=2) + "\n")

@@ -150,3 +150,11 @@ def test_images_reach_tensorboard(tmp_path):
     board.close()
     (path,) = (tmp_path / "tensorboard").glob("events.*")
     assert b"curves" in path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"tensorboard": 3}'])
+def test_damaged_names_are_made_anew(tmp_path, content):
+    (tmp_path / "loggers.json").write_bytes(content)
+    for logger in open_loggers("tensorboard", tmp_path, {}, 0):
+        logger.close()
+    assert list(json.loads((tmp_path / "loggers.json").read_text())) == ["tensorboard"]
