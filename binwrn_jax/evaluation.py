@@ -359,8 +359,18 @@ def probabilities(logits: np.ndarray, description: Mapping[str, Any]) -> np.ndar
     Args:
       logits: ``[N, classes]``, not changed.
       description: of the model; its ``temperature``, see `fit_temperature`, is T, else T is 1.
+
+    Raises:
+      UserError: the temperature is no positive number.
     """
-    scaled = np.asarray(logits, np.float64) / float(description.get("temperature") or 1.0)
+    temperature = description.get("temperature", 1.0)
+    if (
+        isinstance(temperature, bool)
+        or not isinstance(temperature, int | float)
+        or not (0 < temperature < math.inf)
+    ):
+        raise UserError(f"the model's temperature is {str(temperature)[:60]!r}: expected a positive number")
+    scaled = np.asarray(logits, np.float64) / temperature
     powers = np.exp(scaled - scaled.max(-1, keepdims=True))
     result: np.ndarray = powers / powers.sum(-1, keepdims=True)
     return result

@@ -10,6 +10,7 @@ import math
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,18 @@ from binwrn_jax.data.open import SCHEMES, is_own, open_dataset
 from binwrn_jax.data.streamed import StreamedImages
 from binwrn_jax.deploy.formats import RUNTIMES, open_model
 from binwrn_jax.errors import UserError, printable
-from binwrn_jax.evaluation import BATCH_SIZE, ArrayImages, Images, Predictor, measure
+from binwrn_jax.evaluation import (
+    BATCH_SIZE,
+    ArrayImages,
+    Images,
+    Predictor,
+    class_errors,
+    confusion_matrix,
+    measure,
+)
 from binwrn_jax.nn.registry import DTYPES
 from binwrn_jax.system.files import replace_file
+from binwrn_jax.training.curves import draw_confusion
 from binwrn_jax.training.progress import Progress
 
 
@@ -55,11 +65,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of the activations; default as the model has it")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="for a packed file")
     parser.add_argument("--predictions", type=Path, metavar="FILE.npz", help="write logits and labels")
+    parser.add_argument(
+        "--confusion", type=Path, metavar="FILE.png", help="draw which class is taken for which"
+    )
+    parser.add_argument("--per-class", action="store_true", help="the error of each class as well")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Measures and prints."""
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuses what can be told before the model is opened.
+
+    Raises:
+      UserError: an impossible number, an unknown data set, or an output that would replace something else.
+    """
+    if arguments.workers < -1:
+        raise UserError(f"--workers is {arguments.workers}: it must be at least -1")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size is {arguments.batch_size}: it must be at least 1")
     inputs = [arguments.model]
@@ -69,6 +89,15 @@ def run(arguments: argparse.Namespace) -> int:
         lookup(arguments.dataset)  # a wrong name is told before the model is opened
     if arguments.predictions:
         check_file_output(arguments.predictions, inputs, "file of predictions", _has_predictions)
+    if arguments.confusion:
+        if arguments.confusion.suffix != ".png":
+            raise UserError(f"cannot write {arguments.confusion}: give a name that ends in .png")
+        check_file_output(arguments.confusion, inputs, "PNG image", _is_png)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures and prints."""
+    check_arguments(arguments)
     predictor = open_model(
         arguments.model, runtime=arguments.runtime, dtype=arguments.dtype, batch_size=arguments.batch_size
     )
@@ -77,8 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
     split = arguments.split or spec.test_split
     if arguments.crops > 1 and not spec.streamed:
         raise UserError(f"--crops {arguments.crops} is for large images: {spec.name} is not")
-    if arguments.workers < -1:
-        raise UserError(f"--workers is {arguments.workers}: it must be at least -1")
     check_fits(predictor, spec)
     # What TFDS prints while it prepares a data set is no result.
     with contextlib.redirect_stdout(sys.stderr):
@@ -94,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, logits=logits, predictions=logits.argmax(-1), labels=labels)
         replace_file(arguments.predictions, buffer.getvalue())
+    classes = _classes(arguments, logits, labels, predictor, f"{spec.name} {split}")
     if arguments.json:
         values = {
             "model": str(arguments.model),
@@ -101,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
             "split": split,
             "crops": arguments.crops,
             **result,
+            **({"classes": classes} if arguments.per_class else {}),
         }
         # JSON has no NaN, which is the loss of a network that overflows.
         finite = {
@@ -119,7 +148,38 @@ def run(arguments: argparse.Namespace) -> int:
             f"loss {result['loss']:.4f} nats, calibration error {result['ece']:.2f} %; "
             f"{result['images_per_s']:.1f} images/s, {result['seconds']:.1f} s"
         )
+        if arguments.per_class:
+            for row in classes:
+                progress.print_line(_class_line(row))
     return 0
+
+
+def _classes(
+    arguments: argparse.Namespace, logits: np.ndarray, labels: np.ndarray, predictor: Predictor, title: str
+) -> list[dict[str, Any]]:
+    """The errors of each class with its name; draws the confusion matrix where it is asked for."""
+    if not (arguments.confusion or arguments.per_class):
+        return []
+    matrix = confusion_matrix(logits, labels)
+    names = list(predictor.description.get("class_names") or map(str, range(len(matrix))))
+    if arguments.confusion:
+        draw_confusion(arguments.confusion, matrix, names, title)
+    rows = class_errors(matrix)
+    for name, row in zip(names, rows, strict=True):
+        wrong = row["mistaken_for"]
+        row |= {"name": name, "mistaken_for": None if wrong is None else names[wrong]}
+    return rows
+
+
+def _class_line(row: dict[str, Any]) -> str:
+    error = "-" if row["error"] is None else f"{row['error']:.2f} %"
+    most = f", most often taken for {row['mistaken_for']} ({row['mistakes']})" if row["mistakes"] else ""
+    return f"  {row['name']}: {row['n']} images, error {error}{most}"
+
+
+def _is_png(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def open_for(predictor: Predictor, arguments: argparse.Namespace) -> Dataset:

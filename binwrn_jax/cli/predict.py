@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from binwrn_jax.cli.output import print_line
 from binwrn_jax.data.images import RESIZE, UnreadableImage, find_images, read_images
 from binwrn_jax.deploy.formats import RUNTIMES, open_model
 from binwrn_jax.errors import UserError
-from binwrn_jax.evaluation import BATCH_SIZE
+from binwrn_jax.evaluation import BATCH_SIZE, probabilities
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         pixels = np.stack([image for _, image in batch])
         logits = predictor(255 - pixels if arguments.invert else pixels)
         for (label, _), row in zip(batch, logits, strict=True):
-            predictions = top_classes(row, names, arguments.top)
+            predictions = top_classes(row, names, arguments.top, predictor.description)
             if arguments.json:
                 print_line(json.dumps({"image": label, "predictions": predictions}))
             else:
@@ -79,23 +79,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if failures else 0
 
 
-def top_classes(logits: np.ndarray, names: list[str], top: int) -> list[dict[str, Any]]:
+def top_classes(
+    logits: np.ndarray, names: list[str], top: int, description: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The most likely classes of one image, most likely first.
 
     Args:
       logits: float32 ``[classes]``.
       names: of the classes.
       top: at most so many.
+      description: of the model, see `binwrn_jax.evaluation.probabilities`.
 
     Returns:
       Objects with ``class`` (index), ``name`` and ``probability`` (softmax, 0..1).
 
-    >>> top_classes(np.array([0.0, np.log(3.0)]), ["cat", "dog"], 1)
+    >>> top_classes(np.array([0.0, np.log(3.0)]), ["cat", "dog"], 1, {})
     [{'class': 1, 'name': 'dog', 'probability': 0.75}]
     """
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = powers / powers.sum()
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    return [
-        {"class": int(i), "name": names[i], "probability": round(float(probabilities[i]), 6)} for i in order
-    ]
+    shares = probabilities(logits, description)
+    order = np.argsort(-shares, kind="stable")[:top]
+    return [{"class": int(i), "name": names[i], "probability": round(float(shares[i]), 6)} for i in order]

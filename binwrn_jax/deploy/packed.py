@@ -166,6 +166,8 @@ def pack_graph(
         "license": license or description.get("license"),
         "source": description.get("source"),
     }
+    if description.get("temperature") is not None:  # of probabilities, see `evaluation.fit_temperature`
+        metadata["temperature"] = description["temperature"]
     metadata["sha256"] = numpy_reader.checksum(metadata, bits)
     packed = PackedModel(metadata, bits, affines, golden_image, np.zeros(classes, np.float32))
     _check(packed)

@@ -193,3 +193,25 @@ def test_inspect_tells_that_weights_are_not_one_bit(capsys, tmp_path):
     assert "more than two values: conv0, conv1" in capsys.readouterr().out
     layer = make_model(tmp_path / "layer", weights="bwn_layer")
     assert run_json(capsys, "inspect", layer)["more_than_two_values"] == []
+
+
+def test_errors_of_each_class_and_their_picture(capsys, tmp_path, model):
+    picture, file = tmp_path / "confusion.png", tmp_path / "predictions.npz"
+    options = ["--per-class", "--confusion", picture, "--predictions", file]
+    result = run_json(capsys, "evaluate", model, "--dataset", "digits", *options)
+    with np.load(file) as saved:
+        predictions, labels = saved["predictions"], saved["labels"]
+    for index, row in enumerate(result["classes"]):
+        mine = predictions[labels == index]
+        assert row["name"] == str(index) and row["n"] == len(mine)
+        assert row["error"] == pytest.approx(100 * (mine != index).mean())
+        wrong = mine[mine != index]
+        assert row["mistakes"] == (np.bincount(wrong).max() if len(wrong) else 0)
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert main(["evaluate", str(model), "--dataset", "digits", "--per-class", "--limit", "50"]) == 0
+    assert "  3: " in capsys.readouterr().out
+    (tmp_path / "mine.png").write_text("notes")
+    assert "is no PNG image" in refused(
+        capsys, "evaluate", model, "--dataset", "digits", "--confusion", tmp_path / "mine.png"
+    )
+    assert (tmp_path / "mine.png").read_text() == "notes"
