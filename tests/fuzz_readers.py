@@ -217,9 +217,8 @@ def random_coded_file(rng: np.random.Generator) -> bytes:
                 change_tensor(rng, parts)
             case 2:
                 words = parts.tensors[rng.choice(coded)]
-                words[rng.integers(len(words)) if rng.random() < 0.5 else rng.integers(140)] = rng.integers(
-                    1 << 16
-                )
+                most = len(words) if rng.random() < 0.5 else min(len(words), 140)  # the head, mostly
+                words[rng.integers(most)] = rng.integers(1 << 16)
             case _:
                 name = rng.choice(coded)
                 parts.tensors[name] = parts.tensors[name][: rng.integers(1, len(parts.tensors[name]))]
