@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -133,7 +134,7 @@ def open_run(
     resolved = with_teacher(resolve(config, dataset.info, data.size))
 
     # The state: fresh, of another model, or where an earlier process stopped. From here on files are written.
-    state, checkpoints, resumed = _open_state(resolved, mesh, workdir, resources)
+    state, checkpoints, resumed = _open_state(resolved, dataset.manifest(), mesh, workdir, resources)
 
     # What the run tells.
     step, environment = int(state.step), describe_environment()
@@ -164,11 +165,15 @@ def open_run(
 
 
 def _open_state(
-    resolved: ResolvedRun, mesh: Mesh, workdir: Path, resources: contextlib.ExitStack
+    resolved: ResolvedRun,
+    manifest: Mapping[str, Any] | None,
+    mesh: Mesh,
+    workdir: Path,
+    resources: contextlib.ExitStack,
 ) -> tuple[TrainState, Checkpoints, bool]:
     """The state on the devices, the checkpoints, and whether the state comes from one of them."""
     state = _first_state(resolved)
-    distributed.from_first(lambda: claim_workdir(workdir, resolved, state))
+    distributed.from_first(lambda: claim_workdir(workdir, resolved, state, manifest))
     keep = resolved.config.checkpoint.keep
     checkpoints = Checkpoints(workdir / "checkpoints", keep, resolved.cycle_ends)
     resources.callback(checkpoints.close)

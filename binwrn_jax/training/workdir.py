@@ -9,8 +9,9 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -30,6 +31,7 @@ RUN_FILES = (
     "best",
     "checkpoints",
     "curves.png",
+    "data.json",
     "environment.json",
     "loggers.json",
     "metrics.jsonl",
@@ -40,6 +42,8 @@ RUN_FILES = (
     "tensorboard",
     "wandb",
 )
+
+MANIFEST = "data.json"  # which own images the run trains on
 
 _log = logging.getLogger("binwrn_jax")
 
@@ -112,19 +116,29 @@ def check_same(config: ConfigDict) -> None:
         raise UserError(f"not the config of process 0 ({'; '.join(differing)}): start all with the same")
 
 
-def claim_workdir(workdir: Path, run: ResolvedRun, state: TrainState) -> None:
+def claim_workdir(
+    workdir: Path, run: ResolvedRun, state: TrainState, manifest: Mapping[str, Any] | None = None
+) -> None:
     """Writes the resolved configuration into a new workdir.
 
     A workdir of the same run with fewer epochs is taken too, if that run is the beginning of this one.
 
+    Args:
+      workdir: folder of the run.
+      run: what is to be trained.
+      state: of its beginning.
+      manifest: of own images, see `binwrn_jax.data.dataset.Dataset.manifest`.
+
     Raises:
-      UserError: it is of another run, or has files of no run whose names this one would use, or no room
-        for checkpoints of ``state``, of which those of the cycle ends are kept for ever.
+      UserError: it is of another run, its images have changed, or it has files of no run whose names this
+        one would use, or no room for checkpoints of ``state``, of which those of the cycle ends are kept for
+        ever.
     """
     config = run.config
     check_disk(workdir, state, config.checkpoint.keep + len(run.cycle_ends))
     path = workdir / "config.json"
     if path.exists():
+        _check_same_images(workdir / MANIFEST, manifest)
         try:
             old = json.loads(path.read_text())
             if not isinstance(old, dict):
@@ -144,8 +158,28 @@ def claim_workdir(workdir: Path, run: ResolvedRun, state: TrainState) -> None:
         raise UserError(f"{workdir} has {found[0]} but no config.json: choose another --workdir")
     else:
         write_config(workdir, config)
+    if manifest is not None:
+        text = json.dumps(manifest, indent=2, sort_keys=True)
+        replace_file(workdir / MANIFEST, text + "\n")
     for line in set_damaged_aside(workdir / "checkpoints"):
         _log.warning("%s", line)
+
+
+def _check_same_images(path: Path, manifest: Mapping[str, Any] | None) -> None:
+    """Refuses to go on with other images than those that a run has begun with.
+
+    Raises:
+      UserError: the hash of the images and their splits is another one.
+    """
+    try:
+        old = json.loads(path.read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # not of own images, or written anew below
+        return
+    if manifest is not None and old != manifest["sha256"]:
+        raise UserError(
+            f"the images of {manifest['dataset']} or their division have changed since the run in "
+            f"{path.parent} began: restore them, or choose another --workdir"
+        )
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:

@@ -57,6 +57,10 @@ def way_of_own_images(tmp_path, capsys, images_per_class, *options):
     assert code == 0, error
     assert "resource_tracker" not in error and "leaked" not in error
 
+    manifest = json.loads((run / "data.json").read_text())
+    assert manifest["splits"]["test"] == 5 * round(images_per_class / 10)
+    assert sorted(manifest["broken"]) == sorted(map(str, broken))
+
     # Packed, with the names of the classes and the rule for other sizes.
     packed = run / "model.safetensors"
     description = open_model(packed, runtime="numpy").description
@@ -74,6 +78,12 @@ def way_of_own_images(tmp_path, capsys, images_per_class, *options):
         out = capsys.readouterr().out
         found = [json.loads(line)["predictions"][0]["name"] for line in out.splitlines()]
         assert found.count(label) >= 0.9 * len(found) > 0
+
+    # Other images than those that the run began with.
+    next((top / "archive" / "zebra").glob("*.png")).unlink()
+    assert main([*training, "--config.data.skip_broken=True", "--config.epochs=62"]) == 2
+    error = capsys.readouterr().err
+    assert "have changed since the run" in error and error.count("\n") == 1
 
 
 def test_own_images_from_a_folder_to_a_prediction(tmp_path, capsys):
