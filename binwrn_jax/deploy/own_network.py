@@ -83,7 +83,7 @@ def export(
         images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
         compared = f"compared on {IMAGES} RANDOM images, as none were given"
     else:
-        images = check_images(images, list(shape))
+        images = check_images(images, shape)
         compared = f"compared on {len(images)} images"
         if not len(images):
             raise UserError("there are no images to compare on: give some, or None for random ones")

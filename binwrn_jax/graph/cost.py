@@ -36,7 +36,7 @@ def multiply_adds(apply: Callable[[Any, Any], Any], variables: Any, image_shape:
     15
     """
     leaves, _, function = split(apply, variables)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)  # type: ignore[no-untyped-call]
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
     with portable():
         program = program_of(function, leaves, images)
     known = known_variables(program)
@@ -58,7 +58,7 @@ def _products(equation: Equation) -> int:
 
 def network_multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """`multiply_adds` of a Flax network at inference."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)  # type: ignore[no-untyped-call]
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
     return multiply_adds(network.apply, jax.eval_shape(network.init, jax.random.key(0), images), image_shape)
 
 

@@ -79,7 +79,7 @@ def _check_weights(leaves: Sequence[Any], names: Sequence[str]) -> None:
 
 
 def _images(image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((BATCH, *image_shape), jnp.uint8)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct((BATCH, *image_shape), jnp.uint8)
 
 
 def activation_dtypes(apply: Apply, variables: Any, image_shape: tuple[int, int, int]) -> set[str]:

@@ -116,7 +116,7 @@ class BinaryConv(nn.Module):
         bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         covered = tuple((f - 1) * d + 1 for f, d in zip(size, dilation, strict=True))
-        x, pads = padded(x, self.padding, covered, strides)
+        x, pads = padded(jnp.asarray(x), self.padding, covered, strides)
         if groups == 1 and dilation == (1, 1):
             y = convolution(x, kernel, strides, pads)
         else:
