@@ -1,11 +1,15 @@
 """The scripts of tpu/: clean, dry where asked to be, and right in what they would run."""
 
+import http.server
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -13,6 +17,7 @@ import pytest
 
 from binwrn_jax import UserError
 from binwrn_jax.cli.flags import parse_flags
+from binwrn_jax.preflight.suggest import nearest_batch
 from binwrn_jax.training import config as configs
 
 ROOT = Path(__file__).parent.parent
@@ -24,8 +29,10 @@ VERBS = [
     "create",
     "wait",
     "setup",
+    "smoke",
     "launch",
     "up",
+    "preflight",
     "status",
     "logs",
     "stop",
@@ -34,14 +41,17 @@ VERBS = [
     "fetch",
     "delete",
 ]
-OTHERS = [("slurm.sh", verb) for verb in ["setup", "launch", "resume", "status", "logs", "stop", "job"]] + [
-    ("sky.sh", verb) for verb in ["launch", "status", "logs", "delete"]
-]
+OTHERS = [
+    ("slurm.sh", verb) for verb in ["setup", "launch", "resume", "preflight", "status", "logs", "stop", "job"]
+] + [("sky.sh", verb) for verb in ["launch", "status", "logs", "delete"]]
+OTHERS += [("k8s.sh", verb) for verb in ["preflight", "launch", "status", "logs", "delete"]]
 SETTINGS = {
     "PROJECT": "my-project",
     "BUCKET": "gs://my-bucket/",
     "WORKDIR": "/all/runs/x",
     "TFDS_DATA_DIR": "/all/tfds",
+    "IMAGE": "registry/binwrn:1",
+    "CLAIM": "shared",
 }
 # Whatever changes something outside; each would leave a trace here.
 TOOLS = [
@@ -51,6 +61,7 @@ TOOLS = [
     "scontrol",
     "scancel",
     "squeue",
+    "kubectl",
     "sky",
     "pip",
     "rm",
@@ -133,7 +144,8 @@ def test_dry_run_prints_and_runs_nothing(tools, machine, verb):
             assert f"binwrn-{machine.stem}" in words
             assert "--project=my-project" in words and any(w.startswith("--zone=") for w in words)
         else:
-            assert words[0] in ("git", "rm", "mkdir") or words[:2] == ["gcloud", "storage"]
+            known = (["gcloud", "storage"], ["binwrn", "preflight"])
+            assert words[0] in ("git", "rm", "mkdir") or words[:2] in known
         assert not any(word.startswith("gs://my-bucket//") for word in words)
         if remote(words):
             # SC2086, SC2046: paths there have no blanks; the flags of the configuration are to be split.
@@ -158,7 +170,7 @@ def test_up_creates_sets_up_and_launches_what_exists(tools, machine):
         [queue, "describe"],
         [queue, "create"],
         [queue, "describe"],
-        *3 * [["tpu-vm", "ssh"]],
+        *4 * [["tpu-vm", "ssh"]],
     ]
     create = next(words for words in printed if "create" in words)
     kind = machine.stem.split("-")[0]
@@ -173,7 +185,8 @@ def test_up_creates_sets_up_and_launches_what_exists(tools, machine):
     assert f"--runtime-version={runtimes[kind]}" in create and "--spot" in create
     assert accelerator == machine.stem.replace("v5e-", "v5litepod-")
 
-    setup, mount, launch = (remote(words) for words in printed if remote(words))
+    setup, mount, smoke, launch = (remote(words) for words in printed if remote(words))
+    assert "train.py --config=configs/imagenet.py:smoke --workdir=/mnt/binwrn/runs/smoke-" in smoke
     assert all("--worker=all" in words for words in printed if remote(words))
     archive = next(words for words in printed if "archive" in words)
     commit = archive[-1]
@@ -189,7 +202,8 @@ def test_up_creates_sets_up_and_launches_what_exists(tools, machine):
     assert "--workdir=/mnt/binwrn/runs/imagenet" in words
     config, *_ = parse_flags(words, ROOT / "configs" / "digits.py")
     configs.check(config)
-    topology = re.search(r"--topology (\S+)", machine.read_text())[1]
+    (tried,) = commands(call(tools, machine.name, "preflight", "--dry-run").stdout)
+    topology = next(word.partition("=")[2] for word in tried if word.startswith("--topology="))
     shape = topology.split(":")[1].split("x")
     chips = 1
     for side in shape:
@@ -198,8 +212,7 @@ def test_up_creates_sets_up_and_launches_what_exists(tools, machine):
     assert config.batch_size % chips == 0
     assert config.batch_size // config.model.ghost_size % chips == 0  # no activation leaves its chip
     # The line to try it with is the same run.
-    preflight = re.search(r"# binwrn preflight (.*)", machine.read_text())[1]
-    flags = shlex.split(preflight.replace(f"--topology {topology}", ""))
+    flags = [word for word in tried[2:] if not word.startswith("--topology=")]
     assert (
         parse_flags(["preflight", *flags], ROOT / "configs" / "digits.py").config.to_dict()
         == config.to_dict()
@@ -346,9 +359,7 @@ def test_a_slurm_job_goes_on_until_it_is_done_or_stopped(tools):
 
     assert [line.split()[0] for line in calls("launch")] == ["sbatch"]
     train, again = calls("job")
-    assert train.startswith("srun --kill-on-bad-exit=1 ") and train.endswith(
-        f"--workdir={workdir} --config.model.ghost_size=64"
-    )
+    assert train == f"srun --kill-on-bad-exit=1 {FOLDER}/node.sh"
     assert again == "scontrol requeue 7"
     assert calls("stop") == [
         "scancel --me --name=binwrn --state=RUNNING --signal=TERM",
@@ -358,9 +369,10 @@ def test_a_slurm_job_goes_on_until_it_is_done_or_stopped(tools):
     assert calls("job") == []
     (workdir / ".stop").unlink()
     (tools / "bin" / "srun").write_text(
-        f"#!/bin/bash\necho srun $JAX_COMPILATION_CACHE_DIR >> {tools}/calls\ntouch {workdir}/.stop\n"
+        f"#!/bin/bash\necho srun $CONFIG $WORKDIR $FLAGS >> {tools}/calls\ntouch {workdir}/.stop\n"
     )
-    assert calls("job") == [f"srun {workdir}/compiled"]
+    flags = "--config.batch_size=2048 --config.model.ghost_size=128"
+    assert calls("job") == [f"srun configs/imagenet.py {workdir} {flags}"]
     calls("launch")
     assert not (workdir / ".stop").exists()
     (tools / "bin" / "srun").write_text(f"#!/bin/bash\ntouch {workdir}/summary.json\n")
@@ -393,22 +405,23 @@ def test_launch_starts_one_unit(tools, running):
         assert f"--working-directory={tools}/code" in words
         assert "--setenv=TFDS_DATA_DIR=/mnt/binwrn/tfds" in words
         assert "--setenv=JAX_COMPILATION_CACHE_DIR=/mnt/binwrn/compiled" in words  # a new slice has it too
-        assert words[-5:] == [
+        assert words[-6:] == [
             f"{tools}/code/.venv/bin/python",
             "train.py",
             "--config=configs/imagenet.py",
             "--workdir=/mnt/binwrn/runs/imagenet",
-            "--config.model.ghost_size=64",
+            "--config.batch_size=2048",
+            "--config.model.ghost_size=128",
         ]
 
 
-@pytest.mark.parametrize("script", ["v5e-16.sh", "tpu.sh", "slurm.sh", "sky.sh"])
+@pytest.mark.parametrize("script", ["v5e-16.sh", "tpu.sh", "slurm.sh", "sky.sh", "k8s.sh"])
 def test_mistakes_are_one_line(tools, script):
     for arguments, settings in [
         (["nonsense"], {}),
         (["create", "--dry"], {}),
         (["launch", "status"], {}),
-        (["launch"], {"BUCKET": "", "WORKDIR": ""}),
+        (["launch"], {"BUCKET": "", "WORKDIR": "", "IMAGE": ""}),
     ]:
         result = call(tools, script, *arguments, **settings)
         assert result.returncode == 2
@@ -421,13 +434,77 @@ def test_sky_yaml_names_the_same_variables():
     yaml = pytest.importorskip("yaml")
     task = yaml.safe_load((FOLDER / "sky.yaml").read_text())
     variables = {"CONFIG", "FLAGS", "RUN", "BUCKET", "TFDS_DATA_DIR"}
-    for_jax = {"JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"}
-    assert set(task["envs"]) == variables | for_jax
+    assert set(task["envs"]) == variables | {"JAX_COMPILATION_CACHE_DIR"}
     assert task["envs"]["JAX_COMPILATION_CACHE_DIR"] == "/mnt/binwrn/compiled"  # in the bucket
-    for name in for_jax:
-        assert hasattr(jax.config, name.lower())
+    assert "tpu/node.sh" in task["run"]
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"):
+        assert name in (FOLDER / "node.sh").read_text() and hasattr(jax.config, name.lower())
     for part in ("setup", "run"):
         assert subprocess.run(["bash", "-n"], input=task[part], text=True).returncode == 0
+
+
+class Discovery(http.server.BaseHTTPRequestHandler):
+    """As much of a Kubernetes API server as says that there are job sets."""
+
+    GROUP, VERSION = "jobset.x-k8s.io", "v1alpha2"
+
+    def do_GET(self):
+        version = {"groupVersion": f"{self.GROUP}/{self.VERSION}", "version": self.VERSION}
+        kind = {"name": "jobsets", "singularName": "jobset", "kind": "JobSet", "namespaced": True}
+        answers = {
+            "/api": {"kind": "APIVersions", "versions": ["v1"]},
+            "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
+            "/apis": {
+                "kind": "APIGroupList",
+                "apiVersion": "v1",
+                "groups": [{"name": self.GROUP, "versions": [version], "preferredVersion": version}],
+            },
+            f"/apis/{self.GROUP}/{self.VERSION}": {
+                "kind": "APIResourceList",
+                "groupVersion": version["groupVersion"],
+                "resources": [{**kind, "verbs": ["create", "get", "patch"]}],
+            },
+        }
+        answer = answers.get(self.path.partition("?")[0])
+        self.send_response(200 if answer else 404)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer or {"kind": "Status", "status": "Failure"}).encode())
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kubectl_takes_the_manifest(tools):
+    """`kubectl --dry-run=client`, which asks a server only what kinds of objects there are."""
+    made = call(tools, "k8s.sh", "manifest", NAME="mine", NODES="4")
+    assert made.returncode == 0, made.stderr
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Discovery) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [shutil.which("kubectl"), f"--server=http://127.0.0.1:{server.server_port}", "create"]
+        command += ["--dry-run=client", "--validate=false", "--output=json", "--filename=-"]
+        taken = subprocess.run(
+            command,
+            input=made.stdout,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"PATH": os.environ["PATH"], "HOME": str(tools)},
+        )
+        server.shutdown()
+    assert taken.returncode == 0, taken.stderr
+    job = json.loads(taken.stdout)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert job["completions"] == job["parallelism"] == 4
+    assert container["command"] == [
+        "tpu/node.sh", "--coordinator=mine-node-0-0.mine:8476", "--process_count=4",
+        "--process_index=$(INDEX)",
+    ]  # fmt: skip
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert given["FLAGS"] == "--config.batch_size=4096 --config.model.ghost_size=128"
+    assert given["WORKDIR"] == "/all/runs/x" and container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    assert "${" not in made.stdout
 
 
 @pytest.mark.parametrize("script", ["slurm.sh", "sky.sh"])
@@ -445,9 +522,96 @@ def test_no_activation_leaves_its_gpu(tools, script):
     assert nodes in " ".join(printed) and gpus in " ".join(printed)
     assert config.batch_size % 16 == 0
     assert config.batch_size // config.model.ghost_size % 16 == 0
-    # The line of the README to try it with is the same run.
-    preflight = re.search(r"`binwrn preflight (.*) --topology cuda:h100x16 (.*)`", README)
-    words = " ".join(preflight.groups()).split()
-    tried, *_ = parse_flags(["preflight", *words], ROOT / "configs" / "digits.py")
-    assert tried.to_dict() == config.to_dict()
     assert f"FLAGS: {flags}\n" in (FOLDER / "sky.yaml").read_text()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8, 12, 16, 64, 256, 512])
+@pytest.mark.parametrize("batch", [0, 1000, 1024, 5000, 8192])
+def test_batches_are_those_that_preflight_suggests(devices, batch):
+    """The scripts compute in bash what `nearest_batch` does."""
+    source = f"set -- x; usage() {{ :; }}; BATCH={batch}; source {FOLDER}/common.sh; batch_flags {devices}"
+    printed = subprocess.run(["bash", "-c", source], capture_output=True, text=True, timeout=60).stdout
+    size, ghost = nearest_batch(devices, batch)
+    assert printed == f"--config.batch_size={size} --config.model.ghost_size={ghost}\n"
+
+
+def run_node(tmp_path, *arguments, **settings):
+    """What `tpu/node.sh` starts as Python, one line for each process; the first run leaves its summary."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/started\n'
+        'for a in "$@"; do case $a in --workdir=*smoke)\n'
+        '  mkdir -p "${a#*=}"; touch "${a#*=}/summary.json" ;; esac; done\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "started").write_text("")
+    settings = {"WORKDIR": f"{tmp_path}/run", "TFDS_DATA_DIR": "/data", "PYTHON": str(python), **settings}
+    done = subprocess.run(
+        [str(FOLDER / "node.sh"), *arguments],
+        env={"PATH": os.environ["PATH"], **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done, (tmp_path / "started").read_text().splitlines()
+
+
+def test_each_machine_begins_with_a_few_minutes_run(tmp_path):
+    flags = "--config.batch_size=2048 --config.data.name=folder:/images"
+    first = ["--coordinator=a:1", "--process_count=2", "--process_index=0"]
+    config = "configs/imagenet.py"
+    done, (smoke, run) = run_node(tmp_path, *first, CONFIG=config, FLAGS=flags)
+    assert done.returncode == 0, done.stderr
+    assert smoke.split() == [
+        "train.py", "--config=configs/imagenet.py:smoke", f"--workdir={tmp_path}/run-smoke",
+        "--config.data.name=folder:/images", *first,
+    ]  # fmt: skip
+    assert run.split() == [
+        "train.py", f"--config={config}", f"--workdir={tmp_path}/run", *flags.split(), *first,
+    ]  # fmt: skip
+    # Once is enough.
+    assert run_node(tmp_path, CONFIG=config)[1] == [f"train.py --config={config} --workdir={tmp_path}/run"]
+
+
+def test_other_data_sets_have_no_first_run_unless_it_is_named(tmp_path):
+    assert len(run_node(tmp_path, CONFIG="configs/cifar10.py")[1]) == 1
+    smoke, _ = run_node(tmp_path, CONFIG="configs/cifar10.py", SMOKE="configs/cifar10.py:8-0.25")[1]
+    assert smoke.startswith("train.py --config=configs/cifar10.py:8-0.25 ")
+    done, started = run_node(tmp_path)
+    assert (done.returncode, done.stderr, started) == (2, "error: set CONFIG\n", [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_smoke_run_trains_on_a_part_of_imagenet(tmp_path, processes):
+    """The command of the scripts, on the few images that are here, as one process and as two."""
+    if not (Path(os.environ.get("TFDS_DATA_DIR", "")) / "imagenet2012").is_dir():
+        pytest.skip("needs TFDS_DATA_DIR with imagenet2012")
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHON": sys.executable,
+        "WORKDIR": f"{tmp_path}/run",
+    }
+    # The run itself is a small one of digits.
+    environment |= {"CONFIG": "configs/digits.py:8-0.25", "FLAGS": "--config.epochs=1"}
+    environment |= {"SMOKE": "configs/imagenet.py:smoke"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for index in range(processes):
+        own = [f"--coordinator={address}", f"--process_count={processes}", f"--process_index={index}"]
+        command = [str(FOLDER / "node.sh"), *(own if processes > 1 else [])]
+        started.append(
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    outputs = [process.communicate(timeout=1200)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, outputs
+    assert "imagenet2012: 160 training and 40 test images" in outputs[0]
+    assert "is a part of imagenet2012" in outputs[0] and "leaked" not in "".join(outputs)
+    for name in ("run-smoke", "run"):
+        assert (tmp_path / name / "summary.json").exists()
+        assert (tmp_path / name / "model.safetensors").exists()

@@ -32,5 +32,21 @@ run() {
   printf '+ %s\n' "$text" >&3
   [ "$dry" = 1 ] || "$@"
 }
+# The flags that give each of so many devices whole ghost groups of batch norm, and as many as the others: the batch
+# nearest to BATCH, or 128 images a device between 1024 and 8192. The rule is that of binwrn_jax/preflight/suggest.py.
+batch_flags() {
+  local devices=$1 wanted=${BATCH:-0} ghost=128 unit
+  if [ "$wanted" = 0 ]; then
+    wanted=$((128 * devices))
+    [ "$wanted" -ge 1024 ] || wanted=1024
+    [ "$wanted" -le 8192 ] || wanted=8192
+  fi
+  while [ "$ghost" -gt 32 ] && [ $((2 * devices * ghost)) -gt $((3 * wanted)) ]; do ghost=$((ghost / 2)); done
+  unit=$((devices * ghost))
+  local groups=$(((2 * wanted + unit) / (2 * unit)))
+  [ "$groups" -gt 0 ] || groups=1
+  echo "--config.batch_size=$((groups * unit)) --config.model.ghost_size=$ghost"
+}
+
 # A dry run's commands are its output; beside those that run they are news.
 if [ "$dry" = 1 ]; then exec 3>&1; else exec 3>&2; fi

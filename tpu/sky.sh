@@ -9,7 +9,7 @@ usage() {
   cat <<'TEXT'
 usage: BUCKET=gs://... tpu/sky.sh VERB [--dry-run]
 
-  launch    find machines, set them up, train, resume after each preemption
+  launch    find machines, set them up, train, resume after each preemption; a few minutes' run comes first
   status    of the job
   logs      follow them
   delete    end the job and give the machines back
@@ -21,7 +21,8 @@ variables:
   GPUS            of each                                       (H100:8)
   INFRA           gcp, aws, k8s, ... as `sky` takes it          (the cheapest)
   CONFIG          of the run                                    (configs/imagenet.py)
-  FLAGS           of train.py            (--config.model.ghost_size=64: a group of batch norm for each GPU)
+  BATCH           images of one update                          (128 a GPU, from 1024 to 8192)
+  FLAGS           of train.py             (batch and ghost groups from the number of GPUs)
   NAME            of the job                                    (binwrn)
 TEXT
 }
@@ -34,11 +35,13 @@ NAME=${NAME:-binwrn}
 launch() {
   local infra=()
   require BUCKET
+  local gpus=${GPUS:-H100:8}
+  FLAGS=${FLAGS-$(batch_flags $((${NODES:-2} * ${gpus##*:})))}
   [ -z "${INFRA:-}" ] || infra=(--infra "$INFRA")
   run cd "$repo"
-  run sky jobs launch --yes --detach-run --name "$NAME" --num-nodes "${NODES:-2}" --gpus "${GPUS:-H100:8}" \
+  run sky jobs launch --yes --detach-run --name "$NAME" --num-nodes "${NODES:-2}" --gpus "$gpus" \
     "${infra[@]}" --env BUCKET="${BUCKET%/}" --env RUN="${RUN:-imagenet}" \
-    --env CONFIG="${CONFIG:-configs/imagenet.py}" --env FLAGS="${FLAGS---config.model.ghost_size=64}" tpu/sky.yaml
+    --env CONFIG="${CONFIG:-configs/imagenet.py}" --env FLAGS="$FLAGS" tpu/sky.yaml
 }
 
 case "$verb" in

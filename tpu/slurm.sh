@@ -16,7 +16,8 @@ usage: WORKDIR=... TFDS_DATA_DIR=... tpu/slurm.sh VERB [--dry-run]
   status    of the job
   logs      follow them
   stop      end the job; it saves first, and is not put back into the queue
-  job       what SLURM runs
+  preflight compile the step for these GPUs, on the machine that you sit at: does it fit, what does it cost
+  job       what SLURM runs: tpu/node.sh in each process, first a few minutes' run (SMOKE= : none)
 
 variables:
   WORKDIR, TFDS_DATA_DIR   folders on shared storage                  (required)
@@ -24,7 +25,9 @@ variables:
   CPUS                     cores of each process                      (12)
   HOURS                    time limit                                 (24)
   CONFIG                   of the run                                 (configs/imagenet.py)
-  FLAGS                    of train.py         (--config.model.ghost_size=64: a group of batch norm for each GPU)
+  KIND                     of GPU, for preflight                      (h100)
+  BATCH                    images of one update                       (128 a GPU, from 1024 to 8192)
+  FLAGS                    of train.py                    (batch and ghost groups from the number of GPUs)
   NAME                     of the job                                 (binwrn)
   SBATCH_FLAGS             such as '--partition=gpu --account=me'
 TEXT
@@ -37,8 +40,7 @@ source "$repo/tpu/common.sh"
 require WORKDIR TFDS_DATA_DIR
 NODES=${NODES:-2} GPUS=${GPUS:-8} CPUS=${CPUS:-12} HOURS=${HOURS:-24} NAME=${NAME:-binwrn}
 CONFIG=${CONFIG:-configs/imagenet.py}
-FLAGS=${FLAGS---config.model.ghost_size=64}
-read -r -a flags <<<"$FLAGS"
+FLAGS=${FLAGS-$(batch_flags $((NODES * GPUS)))}
 read -r -a sbatch_flags <<<"${SBATCH_FLAGS:-}"
 log=$WORKDIR/slurm.log
 mark=$WORKDIR/.stop  # there: `stop` has ended the run, `job` does not go on
@@ -62,13 +64,17 @@ launch() {
 job() {
   # SLURM itself queues a job again whose node is lost, also one that was being stopped.
   [ "$dry" = 1 ] || [ ! -e "$mark" ] || return 0
-  # A job that goes on finds its programs compiled.
-  run env JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compiled}" srun --kill-on-bad-exit=1 \
-    "$repo/.venv/bin/python" train.py --config="$CONFIG" --workdir="$WORKDIR" "${flags[@]}"
+  run env CONFIG="$CONFIG" WORKDIR="$WORKDIR" FLAGS="$FLAGS" srun --kill-on-bad-exit=1 "$repo/tpu/node.sh"
   # At the time limit or preempted, not failed (that ended this script) and not stopped: back into the queue.
   if [ "$dry" = 1 ] || [ ! -e "$WORKDIR/summary.json" ] && [ ! -e "$mark" ]; then
     run scontrol requeue "${SLURM_JOB_ID:-JOB}"
   fi
+}
+
+preflight() {
+  local flags
+  read -r -a flags <<<"$FLAGS"
+  run binwrn preflight --config="$CONFIG" --topology="cuda:${KIND:-h100}x$((NODES * GPUS))" "${flags[@]}"
 }
 
 stop() {
@@ -79,7 +85,7 @@ stop() {
 }
 
 case "$verb" in
-  setup | launch | job | stop) "$verb" ;;
+  setup | launch | preflight | job | stop) "$verb" ;;
   resume) launch ;;
   status) run squeue --me --name="$NAME" ;;
   logs) run tail -n 100 -F "$log" ;;

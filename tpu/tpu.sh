@@ -15,8 +15,10 @@ usage: PROJECT=... BUCKET=gs://... tpu/MACHINE.sh VERB [--dry-run]
   create    ask for the slice (queued resource; spot unless SPOT=0)
   wait      wait until it is there
   setup     put this commit and its packages on all workers
+  smoke     a few minutes' run on all workers, from whatever part of the data is there; its error means nothing
   launch    start the training on all workers, in the background
-  up        create, wait, setup and launch
+  up        create, wait, setup, smoke and launch
+  preflight compile the step for this slice, on the machine that you sit at: does it fit, what does it cost
   status    state of the slice, and of the training on each worker
   logs      follow the log of one worker (WORKER=0)
   stop      end the training; it saves first, and watch lets it be
@@ -25,14 +27,15 @@ usage: PROJECT=... BUCKET=gs://... tpu/MACHINE.sh VERB [--dry-run]
   fetch     copy the packed model and the logs of the finished run here
   delete    give the slice back; the bucket stays
 
-variables (the machine's script sets ACCELERATOR, RUNTIME and a default ZONE):
+variables (the machine's script sets ACCELERATOR, TOPOLOGY, RUNTIME and a default ZONE):
   PROJECT   Google Cloud project                         (required)
   BUCKET    gs://... for code, data and results          (required)
   ZONE      zone of the slice
   NAME      of the slice                                 (binwrn-MACHINE)
   RUN       name of the run, a folder in BUCKET/runs     (imagenet)
   CONFIG    of the run                                   (configs/imagenet.py)
-  FLAGS     further flags of train.py, '--config.seed=1 --config.batch_size=2048'
+  BATCH     images of one update                         (128 a chip, from 1024 to 8192)
+  FLAGS     flags of train.py, '--config.seed=1'         (batch and ghost groups from the topology)
   DATA      prepared TFDS data, on the workers           (/mnt/binwrn/tfds: BUCKET/tfds)
   CACHE     folder of the workers that keeps what was read of the bucket; with room for all of it, 145 GB
   SPOT      1: may be preempted, cheaper; 0: on demand   (1)
@@ -44,7 +47,7 @@ TEXT
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$repo/tpu/common.sh"
-for variable in MACHINE ACCELERATOR RUNTIME ZONE; do
+for variable in MACHINE ACCELERATOR TOPOLOGY RUNTIME ZONE; do
   [ -n "${!variable:-}" ] || { echo "error: $variable is not set: call tpu/v5e-16.sh or the like" >&2; exit 2; }
 done
 require PROJECT BUCKET
@@ -53,7 +56,8 @@ BUCKET=${BUCKET%/}
 NAME=${NAME:-binwrn-$MACHINE}
 RUN=${RUN:-imagenet}
 CONFIG=${CONFIG:-configs/imagenet.py}
-FLAGS=${FLAGS:-}
+shape=${TOPOLOGY#*:}
+FLAGS=${FLAGS-$(batch_flags $((${shape//x/*})))}
 # The workers see the bucket as a folder (Cloud Storage FUSE): train.py writes to folders.
 mount=/mnt/binwrn
 DATA=${DATA:-$mount/tfds}
@@ -175,6 +179,17 @@ gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0$cache ${BUCKET#gs://} $mount
 mkdir -p $mount/runs/$RUN"
 }
 
+smoke() {
+  on_workers all "set -euo pipefail; cd \$HOME/binwrn; \
+TFDS_DATA_DIR=$DATA .venv/bin/python train.py --config=configs/imagenet.py:smoke --workdir=$mount/runs/smoke-$commit"
+}
+
+preflight() {
+  local flags
+  read -r -a flags <<<"$FLAGS"
+  run binwrn preflight --config="$CONFIG" --topology="$TOPOLOGY" "${flags[@]}"
+}
+
 launch() {
   # The programs that worker 0 has compiled are kept in the bucket: what goes on, on a new slice too, finds them. That
   # is safe there: JAX takes no lock, and an object is whole or not there at all.
@@ -272,8 +287,8 @@ fetch() {
 }
 
 case "$verb" in
-  create | setup | launch | status | logs | stop | resume | watch | fetch | delete) "$verb" ;;
+  create | setup | smoke | preflight | launch | status | logs | stop | resume | watch | fetch | delete) "$verb" ;;
   wait) wait_active ;;
-  up) create; wait_active; setup; launch ;;
+  up) create; wait_active; setup; smoke; launch ;;
   *) echo "error: unknown verb $verb, see --help" >&2; exit 2 ;;
 esac

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from binwrn_jax.data.splits import split_size
 
 RECORDS_PER_READ = 4096
 
+_log = logging.getLogger(__name__)
+
 
 class TfdsDataset:
     """A `Dataset` of the catalogue, prepared at first use of its images.
@@ -42,6 +45,7 @@ class TfdsDataset:
         self, facts: DatasetInfo, data_dir: str | None = None, manual_dir: str | None = None
     ) -> None:
         self._facts, self._root, self._manual_dir = facts, data_root(facts, data_dir), manual_dir
+        self._told = False
 
     @property
     def info(self) -> DatasetInfo:
@@ -91,9 +95,18 @@ class TfdsDataset:
     def records(self, split: str) -> TfdsRecords:
         """See `Dataset`. Offsets of TFRecords are kept on disk, see `binwrn_jax.data.records`."""
         split_size(self._facts.name, self.counts, split)
+        self._tell_of_missing_images()
         with naming(self._words(split, 0), self.folder):
             serialized = open_records(self.builder, split, cache_offsets=True)
         return TfdsRecords(self._facts, split, self.folder, serialized)
+
+    def _tell_of_missing_images(self) -> None:
+        """Says once what a test error of a partly prepared data set is worth."""
+        name, whole = self._facts.name, {} if self._told else self._facts.splits
+        self._told = True
+        if any(self.counts.get(split, 0) < whole[split] for split in whole):
+            parts = ", ".join(f"{split} {self.counts.get(split, 0)} of {whole[split]}" for split in whole)
+            _log.info("%s is a part of %s (%s): the test error means nothing", self.folder, name, parts)
 
     def arrays(self, split: str, limit: int | None = None) -> Arrays:
         """See `Dataset`.

@@ -33,4 +33,4 @@ def nearest_batch(devices: int, batch: int = 0, ghost: int = MOST_IMAGES_OF_A_GR
     while ghost > FEWEST_IMAGES_OF_A_GROUP and 2 * devices * ghost > 3 * wanted:
         ghost = max(ghost // 2, FEWEST_IMAGES_OF_A_GROUP)
     unit = devices * ghost
-    return max(round(wanted / unit), 1) * unit, ghost
+    return max((2 * wanted + unit) // (2 * unit), 1) * unit, ghost
