@@ -11,12 +11,10 @@ from kills import Server, facts
 
 # One for each kind of write, in the order of a run.
 MOMENTS = [
-    r"os.rename .*/\.config\.json\.\w+\.tmp",
     r"os.rename .*/checkpoints/9\.orbax",
     r"open .*/\.binwrn-manifest\.json\.\w+\.tmp",
-    r"os.rename .*/\.model\.\w+\.tmp .*/model$",  # the first model
-    r"os.rename .*/model .*/\.model\.\w+\.old",  # the second one: the old one is aside, ...
-    r"os.rename .*/\.model\.\w+\.old .*/\.model\.\w+\.tmp",  # ... and here the new one is in place
+    r"os.rename .*/model .*/\.model\.\w+\.old",  # the second model: the first one is aside, ...
+    r"os.rename .*/\.model\.\w+\.old .*/\.model\.\w+\.tmp",  # ... and here the second one is in place
     r"os.fsync .*/\.model\.safetensors\.\w+\.tmp",
     r"os.rename .*/\.summary\.json\.\w+\.tmp",
 ]

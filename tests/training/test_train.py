@@ -355,24 +355,6 @@ def test_checkpoints_that_are_all_damaged_stop_the_run_and_stay(capsys, whole, t
     assert snapshot(workdir) == before
 
 
-def test_a_run_of_version_0_1_goes_on(whole, tmp_path):
-    """Its checkpoints and its model have no proof of their files."""
-    workdir = copy_of(whole, tmp_path)
-    for path in workdir.glob("checkpoints/*/binwrn-manifest.json"):
-        path.unlink()
-    fields = json.loads((workdir / "model" / "model.json").read_text())
-    del fields["files"], fields["sha256"]
-    (workdir / "model" / "model.json").write_text(json.dumps(fields))
-    (workdir / "model.safetensors").unlink()
-    subprocess.run(["rm", "-r", str(workdir / "checkpoints" / "168")], check=True)
-    output = finish(workdir)
-    assert re.search(r"checkpoint .*/160 has no proof of its files: an earlier version wrote it", output), (
-        output
-    )
-    assert "resumed at step 160" in output
-    assert_same_network(workdir, whole)
-
-
 def test_foreign_files_among_the_checkpoints(capsys, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "thesis.tex").write_text("all of it")
