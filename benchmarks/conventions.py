@@ -17,12 +17,12 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 
+from binwrn_jax import load_model, save_model
 from binwrn_jax.cli.main import main as binwrn
 from binwrn_jax.data.open import load
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.evaluation import ArrayImages, measure
 from binwrn_jax.nn import layers
-from binwrn_jax.store.model import MODEL_FILE
 
 FIELDS = {
     "as trained": {},
@@ -55,12 +55,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "matlab"
         assert binwrn(["import", str(official), "--output", str(model), "--dataset", "cifar10"]) == 0
-        description = json.loads((model / MODEL_FILE).read_text())
+        variables, description = load_model(model)
         for name, fields in FIELDS.items():
             changed = {**description, "model": {**description["model"], **fields}}
-            (model / MODEL_FILE).write_text(json.dumps(changed))
-            record(name, model)
-        (model / MODEL_FILE).write_text(json.dumps(description))
+            save_model(Path(folder) / "changed", variables, changed)
+            record(name, Path(folder) / "changed")
         # The models divide by the pixels inside the image.
         ninths = functools.partial(nn.avg_pool, count_include_pad=True)
         with unittest.mock.patch.object(layers, "average_pool", ninths):
