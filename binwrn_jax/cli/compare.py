@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from binwrn_jax.cli.output import check_file_output, is_png, print_line
 from binwrn_jax.errors import UserError
 from binwrn_jax.training.compare import config_differences, overview, read_runs
 from binwrn_jax.training.curves import draw_comparison
@@ -25,21 +26,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table, the differences, and writes the curves."""
     path = arguments.png
-    if path and (path.suffix != ".png" or not path.absolute().parent.is_dir()):
-        raise UserError(f"cannot write {path}: give a name that ends in .png, in a folder that exists")
+    if path and path.suffix != ".png":
+        raise UserError(f"cannot write {path}: give a name that ends in .png")
+    if path:
+        check_file_output(path, [], "PNG image", is_png)
     runs = read_runs(arguments.runs)
     rows, differing = [overview(run) for run in runs], config_differences(runs)
     if path:
         draw_comparison(path, {run.name: run.records for run in runs})
     if arguments.json:
-        print(json.dumps({"runs": rows, "differences": differing}))
+        print_line(json.dumps({"runs": rows, "differences": differing}))
         return 0
     _print_table([COLUMNS, *map(_cells, rows)])
     if len(runs) > 1:
-        print("\nfields that differ:" if differing else "\nno field that affects results differs")
+        print_line("")
+        print_line("fields that differ:" if differing else "no field that affects results differs")
         _print_table([(f"  {field}", *map(str, values)) for field, values in differing.items()])
     if path:
-        print(f"\ncurves in {path}")
+        print_line("")
+        print_line(f"curves in {path}")
     return 0
 
 
@@ -59,4 +64,4 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
         return
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

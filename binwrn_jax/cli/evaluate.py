@@ -9,12 +9,13 @@ import json
 import math
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from binwrn_jax.cli.output import check_file_output, print_line
+from binwrn_jax.cli.output import check_file_output, is_png, print_line
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.dataset import Dataset, DatasetInfo, ImageOptions
 from binwrn_jax.data.jpeg import CROPS
@@ -92,7 +93,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.confusion:
         if arguments.confusion.suffix != ".png":
             raise UserError(f"cannot write {arguments.confusion}: give a name that ends in .png")
-        check_file_output(arguments.confusion, inputs, "PNG image", _is_png)
+        check_file_output(arguments.confusion, inputs, "PNG image", is_png)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -122,15 +123,14 @@ def run(arguments: argparse.Namespace) -> int:
         np.savez_compressed(buffer, logits=logits, predictions=logits.argmax(-1), labels=labels)
         replace_file(arguments.predictions, buffer.getvalue())
     classes = _classes(arguments, logits, labels, predictor, f"{spec.name} {split}")
+    values: dict[str, Any] = {
+        "model": str(arguments.model),
+        "dataset": spec.name,
+        "split": split,
+        "crops": arguments.crops,
+    }
+    values |= {**result, **({"classes": classes} if arguments.per_class else {})}
     if arguments.json:
-        values = {
-            "model": str(arguments.model),
-            "dataset": spec.name,
-            "split": split,
-            "crops": arguments.crops,
-            **result,
-            **({"classes": classes} if arguments.per_class else {}),
-        }
         # JSON has no NaN, which is the loss of a network that overflows.
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -138,19 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print_line(json.dumps(finite))
     else:
-        many = f", {arguments.crops} crops each" if arguments.crops > 1 else ""
-        progress.print_line(
-            f"{spec.name} {split}, {result['n']} images{many}: error {result['error']:.2f} % "
-            f"({result['n'] - result['correct']} wrong; 95 % interval {result['error_low']:.2f} to "
-            f"{result['error_high']:.2f} %), top-5 error {result['top5_error']:.2f} %"
-        )
-        progress.print_line(
-            f"loss {result['loss']:.4f} nats, calibration error {result['ece']:.2f} %; "
-            f"{result['images_per_s']:.1f} images/s, {result['seconds']:.1f} s"
-        )
-        if arguments.per_class:
-            for row in classes:
-                progress.print_line(_class_line(row))
+        for line in [*_lines(values), *map(_class_line, values.get("classes", ()))]:
+            progress.print_line(line)
     return 0
 
 
@@ -177,9 +166,16 @@ def _class_line(row: dict[str, Any]) -> str:
     return f"  {row['name']}: {row['n']} images, error {error}{most}"
 
 
-def _is_png(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(8) == b"\x89PNG\r\n\x1a\n"
+def _lines(values: Mapping[str, Any]) -> list[str]:
+    """The result for a person."""
+    many = f", {values['crops']} crops each" if values["crops"] > 1 else ""
+    return [
+        f"{values['dataset']} {values['split']}, {values['n']} images{many}: error {values['error']:.2f} % "
+        f"({values['n'] - values['correct']} wrong; 95 % interval {values['error_low']:.2f} to "
+        f"{values['error_high']:.2f} %), top-5 error {values['top5_error']:.2f} %",
+        f"loss {values['loss']:.4f} nats, calibration error {values['ece']:.2f} %; "
+        f"{values['images_per_s']:.1f} images/s, {values['seconds']:.1f} s",
+    ]
 
 
 def open_for(predictor: Predictor, arguments: argparse.Namespace) -> Dataset:

@@ -73,5 +73,11 @@ def check_folder_output(output: Path, inputs: Sequence[Path], what: str, mark: s
         )
 
 
+def is_png(path: Path) -> bool:
+    """Whether a file begins as a PNG image does."""
+    with open(path, "rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
 def _same(output: Path, path: Path) -> bool:
     return output.exists() and path.exists() and output.samefile(path)

@@ -188,8 +188,3 @@ class StopVote:
         """See above."""
         self._votes.append(self._maximum(self._ballots[signum]))
         return int(self._votes.popleft()) if len(self._votes) > self._lag else 0
-
-
-# The old names, until training/ uses the new ones.
-is_first, from_first, first_then_others = is_primary, broadcast_from_primary, primary_first
-failing_together = abort_all_on_error

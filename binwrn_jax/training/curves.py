@@ -78,7 +78,7 @@ def draw_curves(
     loss.plot([r["epoch"] for r in train], [r["loss"] for r in train], linewidth=0.8, label="train")
     loss.plot([r["epoch"] for r in tests], [r["loss"] for r in tests], "o-", color="tab:red", label="test")
     loss.set_ylabel("cross-entropy (nats)")
-    loss.set_yscale("log")
+    _scale_by_powers(loss)
     loss.legend()
     where = rate or ([r["epoch"] for r in train], [r["learning_rate"] for r in train])
     rates.plot(*where, color="tab:green", linewidth=1)
@@ -128,9 +128,15 @@ def draw_comparison(path: Path, runs: Mapping[str, list[Record]]) -> None:
     error.set_ylim(bottom=0)
     error.legend()
     loss.set_ylabel("training loss (nats)")
-    loss.set_yscale("log")
+    _scale_by_powers(loss)
     loss.set_xlabel("epoch")
     save_figure(figure, path)
+
+
+def _scale_by_powers(axis: Any) -> None:
+    """A logarithmic scale, where there is a positive value to show."""
+    if any((np.asarray(line.get_ydata(), np.float64) > 0).any() for line in axis.lines):
+        axis.set_yscale("log")
 
 
 def draw_confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str], title: str) -> None:

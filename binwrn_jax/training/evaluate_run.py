@@ -47,7 +47,7 @@ def evaluate_run(run: TrainingRun) -> None:
         result["validation_error"] = validation["error"]
         other["temperature"] = calibrate(run, variables, run.validation_data)
     cycle_end = step in run.resolved.cycle_ends
-    if distributed.is_first():
+    if distributed.is_primary():
         model = Model(run.resolved.network, variables, describe_model(run, result, other))
         model.save(run.workdir / "model")
         if run.config.checkpoint.best and validation is not None and _is_best(run, validation["error"]):

@@ -33,7 +33,7 @@ def finish_run(run: TrainingRun) -> dict[str, Any]:
       The content of ``summary.json``.
     """
     packed = _pack(run) if is_one_bit(run.config.model.weights) else {}
-    summary: dict[str, Any] = distributed.from_first(lambda: write_summary(run, packed))
+    summary: dict[str, Any] = distributed.broadcast_from_primary(lambda: write_summary(run, packed))
     run.progress.print_line(
         f"done: test error {summary['test_error']:.2f} % after {run.config.epochs} epochs, "
         f"{duration(summary['seconds'])}; see {run.workdir / 'summary.json'} and curves.png"
@@ -44,7 +44,7 @@ def finish_run(run: TrainingRun) -> dict[str, Any]:
 def _pack(run: TrainingRun) -> dict[str, Any]:
     """Writes the file to deploy, one bit per weight, proven equal; its size and error, or nothing."""
     path = run.workdir / PACKED_FILE
-    if not distributed.from_first(lambda: _write_packed(run)):
+    if not distributed.broadcast_from_primary(lambda: _write_packed(run)):
         return {}
     network, everywhere = load_packed(path), sharding.replicated(run.mesh)
     step = jax.jit(make_eval_step(network), out_shardings=everywhere)

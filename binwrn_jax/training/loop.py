@@ -40,12 +40,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     check(config)
     check_same(config)
-    progress = Progress(silent=not distributed.is_first())
+    progress = Progress(silent=not distributed.is_primary())
     with (
         locked(Path(workdir)),
         StopRequest() as stop,
         contextlib.ExitStack() as resources,
-        distributed.failing_together(),
+        distributed.abort_all_on_error(),
     ):
         run = open_run(config, Path(workdir), progress, stop, resources)
         progress.print_line(describe_run(run))
@@ -58,7 +58,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 def _train(run: TrainingRun) -> None:
     """Steps until the last one, with what is due in between."""
     resolved, config = run.resolved, run.config
-    evaluated = set(distributed.from_first(lambda: [record["step"] for record in run.log.of_kind("eval")]))
+    evaluated = set(
+        distributed.broadcast_from_primary(lambda: [record["step"] for record in run.log.of_kind("eval")])
+    )
     reported = first_sums(run)
     pending: deque[jax.Array] = deque()
     run.progress.update_status("compiling the training step")
@@ -108,7 +110,7 @@ class Sums(NamedTuple):
 def first_sums(run: TrainingRun) -> Sums:
     """Where the first report of this process begins: at the last one, whichever process wrote it."""
     count = run.resolved.steps_per_epoch
-    last = distributed.from_first(lambda: run.log.last_report(run.step, count))
+    last = distributed.broadcast_from_primary(lambda: run.log.last_report(run.step, count))
     if last is not None:
         return Sums(last["step"], last["epoch_loss"], last["epoch_errors"])
     return Sums(run.step, float(run.state.epoch_loss), int(run.state.epoch_errors))

@@ -156,7 +156,7 @@ def open_run(
         log=log,
         clock=_start_clock(resolved, mesh, log),
         trace=StepTrace(
-            workdir / "profile", step, config.profile and distributed.is_first(), progress.print_line
+            workdir / "profile", step, config.profile and distributed.is_primary(), progress.print_line
         ),
         environment=environment,
         progress=progress,
@@ -173,12 +173,12 @@ def _open_state(
 ) -> tuple[TrainState, Checkpoints, bool]:
     """The state on the devices, the checkpoints, and whether the state comes from one of them."""
     state = _first_state(resolved)
-    distributed.from_first(lambda: claim_workdir(workdir, resolved, state, manifest))
+    distributed.broadcast_from_primary(lambda: claim_workdir(workdir, resolved, state, manifest))
     keep = resolved.config.checkpoint.keep
     checkpoints = Checkpoints(workdir / "checkpoints", keep, resolved.cycle_ends)
     resources.callback(checkpoints.close)
     state = sharding.put(state, sharding.replicated(mesh))
-    latest = distributed.from_first(checkpoints.latest)
+    latest = distributed.broadcast_from_primary(checkpoints.latest)
     if latest is not None:
         state = checkpoints.restore(latest, state)
     return state, checkpoints, latest is not None
@@ -258,7 +258,7 @@ def _open_data(config: ConfigDict, mesh: Mesh) -> tuple[Dataset, Batches, Batche
         validation = open_batches(dataset, split, mesh, eval_batch, **options) if split else None
         return training, test, validation
 
-    return dataset, *distributed.first_then_others(open_all)  # process 0 may have to prepare them
+    return dataset, *distributed.primary_first(open_all)  # process 0 may have to prepare them
 
 
 def with_teacher(resolved: ResolvedRun) -> ResolvedRun:
@@ -303,7 +303,7 @@ def compile_programs(resolved: ResolvedRun, mesh: Mesh) -> Programs:
 
 def _open_log(config: ConfigDict, workdir: Path, step: int, environment: dict[str, Any]) -> MetricsLog:
     """The run's record, and what says how it was made; only process 0 writes."""
-    if not distributed.is_first():
+    if not distributed.is_primary():
         return NoLog()
     write_config(workdir, config)  # fields that may differ between two starts, such as data.dir
     replace_file(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")

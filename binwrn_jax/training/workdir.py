@@ -58,10 +58,10 @@ def locked(workdir: Path) -> Iterator[None]:
       UserError: another run holds it, it cannot be made or written in, or it is not the same folder in all
         processes.
     """
-    with _locked_by_first(workdir) if distributed.is_first() else contextlib.nullcontext():
+    with _locked_by_first(workdir) if distributed.is_primary() else contextlib.nullcontext():
         # What process 0 has written there, the others must find there.
         lock = workdir / ".lock"
-        token = distributed.from_first(lock.read_text)
+        token = distributed.broadcast_from_primary(lock.read_text)
         deadline = time.monotonic() + SHARED_SECONDS
         while not (lock.exists() and lock.read_text() == token):
             if time.monotonic() > deadline:
@@ -110,7 +110,7 @@ def check_same(config: ConfigDict) -> None:
     Raises:
       UserError: a field other than the folder of the data differs from that of process 0.
     """
-    theirs = json.loads(distributed.from_first(lambda: configs.to_json(config)))
+    theirs = json.loads(distributed.broadcast_from_primary(lambda: configs.to_json(config)))
     differing = configs.differences(theirs, config.to_dict(), free=("data.dir",))
     if differing:
         raise UserError(f"not the config of process 0 ({'; '.join(differing)}): start all with the same")

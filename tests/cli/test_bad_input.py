@@ -48,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text("{}")
-    (folder / "image.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    (folder / "image.png").write_bytes(b"\x89PNG no more")
     np.save(folder / "floats.npy", np.zeros((6, 7, 3)))
     np.save(folder / "flat.npy", np.zeros(4, np.uint8))
     np.save(folder / "objects.npy", np.array([{}], object), allow_pickle=True)
@@ -130,6 +130,13 @@ CASES = [
     ["import", "empty", "--output", "new"],
     ["import", "matlab", "--output", "text"],
     ["import", "matlab"],
+    ["compare"],
+    ["compare", "absent"],
+    ["compare", "text"],
+    ["compare", "empty"],
+    ["compare", "run", "--png", "curves.jpg"],
+    ["compare", "run", "--png", "absent/curves.png"],
+    ["compare", "run", "--png", "image.png"],
     ["data"],
     ["data", "--dataset", "cifar"],
     ["preflight"],

@@ -157,11 +157,18 @@ def _folder_of(wheel: str) -> Path | None:
     return None
 
 
+def _has_system_onednn() -> bool:
+    """Whether oneDNN's headers are where the compiler looks."""
+    folders = ("/usr/include", "/usr/local/include", *os.environ.get("CPATH", "").split(":"))
+    header = WHEELS["onednn-devel-cpu-gomp"]
+    return any(Path(folder, header).is_file() for folder in folders if folder)
+
+
 def _description() -> compiled.Library:
     """How the library is made.
 
     Raises:
-      UserError: there is no C++ compiler.
+      UserError: there is no C++ compiler, or no oneDNN.
     """
     compiler = compiled.find_compiler("CXX", ("c++", "g++", "clang++"))
     if compiler is None:
@@ -176,8 +183,10 @@ def _description() -> compiled.Library:
         versions += [importlib.metadata.version(wheel) for wheel in WHEELS]
         library = libraries / WHEELS["onednn-cpu-gomp"]
         arguments += ["-isystem", str(headers), str(library), f"-Wl,-rpath,{libraries}"]
-    else:
+    elif _has_system_onednn():
         arguments += ["-ldnnl"]
+    else:
+        raise UserError("oneDNN is not installed: pip install 'binwrn-jax[cpu]'")
     return compiled.Library(
         title="the library that calls oneDNN",
         name="cpu",
