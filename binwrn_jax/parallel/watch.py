@@ -7,6 +7,7 @@ process is dead.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import selectors
@@ -44,11 +45,15 @@ class Watch:
         self._silent = dict.fromkeys(lines, 0)  # beats since the last sign of life
         self._ending = threading.Lock()
         self._over = False
+        self._left: set[int] = set()  # those that have said so
         threading.Thread(target=self._listen, daemon=True).start()
 
     def finish(self) -> None:
-        """From now on the others may leave."""
-        self._over = True
+        """Tells the others that this process leaves in peace; from now on they may leave, too."""
+        if not self._over:
+            self._over = True
+            for line in self._lines.values():
+                line.send({"leaves": self._index})
 
     def fail(self, message: str, code: int) -> NoReturn:
         """Ends all processes with this message and exit code."""
@@ -76,20 +81,22 @@ class Watch:
         """Reads what a process says; True where its connection has ended and that is no failure."""
         messages = self._lines[index].receive()
         if messages is None:
-            if not self._over:
+            if not self._over and index not in self._left:
                 self._lost(index)
             return True
         self._silent[index] = 0
         for message in messages:
             if "failure" in message:
                 self._end(*message["failure"])
+            if "leaves" in message:
+                self._left.add(index)
         return False
 
     def _beat(self) -> None:
         for index, line in self._lines.items():
             line.send({})
             self._silent[index] += 1
-            if self._silent[index] > SILENT_BEATS and not self._over:
+            if self._silent[index] > SILENT_BEATS and not self._over and index not in self._left:
                 self._lost(index)
 
     def _lost(self, index: int) -> NoReturn:
@@ -122,6 +129,7 @@ def start_watch(lines: dict[int, Line], index: int, count: int) -> Watch:
     """Starts the watch of this process; see `Watch`."""
     global _watch
     _watch = Watch(lines, index, count)
+    atexit.register(_watch.finish)
     return _watch
 
 

@@ -156,17 +156,28 @@ sys.exit(guarded(program))
 """
 
 
+JOINED = """
+import contextlib
+from binwrn_jax.parallel.processes import initialize
+
+@contextlib.contextmanager
+def joined(processes):
+    initialize(processes)
+    yield
+"""
+
+
 @pytest.fixture
 def job():
     """Starts three processes of a job that wait, each for a word on its standard input."""
     processes = []
 
-    def start() -> list[subprocess.Popen[str]]:
+    def start(script: str = WAITS) -> list[subprocess.Popen[str]]:
         port = str(free_port())
         for index in range(3):
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", WAITS, port, "3", str(index)],
+                    [sys.executable, "-c", script, port, "3", str(index)],
                     cwd=ROOT,
                     env={**os.environ, "JAX_PLATFORMS": "cpu"},
                     stdin=subprocess.PIPE,
@@ -215,6 +226,16 @@ def test_a_mistake_of_one_ends_all_with_its_message(job):
 
 def test_all_leave_together(job):
     processes = job()
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [ends(process, 60) for process in processes] == [(0, "")] * 3
+
+
+def test_processes_that_only_joined_leave_in_peace(job):
+    """Without `job`, as a script does: nobody takes the end of another for its death."""
+    joined = WAITS.replace("with job(", "with joined(").replace("\ndef program", JOINED + "\ndef program")
+    processes = job(joined)
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
