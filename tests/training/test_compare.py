@@ -26,8 +26,8 @@ def make_run(folder, seed=0, error=5.0, finished=True, drop=()):
     (folder / "config.json").write_text(json.dumps(content))
     test = {"error_low": error - 1, "error_high": error + 1, "loss": 0.5, "cycle_end": True}
     records = [
-        record("train", 10, loss=1.0, learning_rate=0.1),
-        record("train", 20, loss=0.7, learning_rate=0.01),
+        record("train", 10, loss=1.0, learning_rate=0.1, images_per_s=None),
+        record("train", 20, loss=0.7, learning_rate=0.01, images_per_s=9.0),
         record("epoch", 20, train_error=12.0),
         record("eval", 20, error=error, **test),
     ]
