@@ -88,14 +88,18 @@ def sgd(
 
 
 class AverageState(NamedTuple):
-    """State of the wrapped optimizer, and the averages of the parameters."""
+    """State of the wrapped optimizer, the averages of the parameters, and the number of updates, int32."""
 
     inner: Any
     average: Any
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
 
 
 def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """Also keeps ``average <- decay average + (1 - decay) w`` of the parameters after each update.
+    """Also keeps ``average <- d average + (1 - d) w`` of the parameters after each update.
+
+    At update t = 0, 1, ... ``d = min(decay, (1 + t) / (10 + t))``, so that averages of a short run are not
+    those of its initial weights.
 
     Args:
       optimizer: any; its updates do not change.
@@ -103,12 +107,15 @@ def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax
     """
 
     def init(params: Params) -> AverageState:
-        return AverageState(optimizer.init(params), jax.tree.map(jnp.array, params))
+        count = jnp.zeros([], jnp.int32)
+        return AverageState(optimizer.init(params), jax.tree.map(jnp.array, params), count)
 
     def update(grads: Any, state: AverageState, params: Params = None) -> tuple[Any, AverageState]:
         updates, inner = optimizer.update(grads, state.inner, params)
         new = optax.apply_updates(params, updates)
-        return updates, AverageState(inner, optax.incremental_update(new, state.average, 1 - decay))
+        share = 1 - jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+        average = optax.incremental_update(new, state.average, share)
+        return updates, AverageState(inner, average, state.count + 1)
 
     return optax.GradientTransformation(init, update)
 

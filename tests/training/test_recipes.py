@@ -99,7 +99,8 @@ def test_averages_follow_the_weights_and_change_no_update():
         ours, state = averaged.update(grads, state, w)
         np.testing.assert_array_equal(ours["w"], updates["w"])
         w = optax.apply_updates(w, updates)
-        expected = 0.9 * expected + 0.1 * np.asarray(w["w"])
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * np.asarray(w["w"])
         np.testing.assert_allclose(state.average["w"], expected, rtol=1e-6)
 
 
@@ -110,7 +111,7 @@ def test_what_is_evaluated_are_the_averages():
     step = jax.jit(make_train_step(model, optimizer, recipe))
     state, _ = step(start, {"images": IMAGES, "labels": LABELS})
     found = recipe.evaluation_params(state)
-    expected = jax.tree.map(lambda a, b: 0.5 * (a + b), start.params, state.params)
+    expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start.params, state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
     assert jax.tree.structure(PAPER.evaluation_params(state)) == jax.tree.structure(state.params)
 
