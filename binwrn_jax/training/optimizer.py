@@ -14,6 +14,7 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.training.schedules import Schedule
 
 Params = Any
+Mask = Callable[[Params], Any] | Any  # a tree of bools, or a function that gives one, as in optax
 
 
 class ResettableTraceState(NamedTuple):
@@ -26,6 +27,12 @@ class ResettableTraceState(NamedTuple):
 def conv_kernels(params: Params) -> Any:
     """A tree of bools like ``params``: True at the latent convolution kernels, which alone decay."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def chosen(mask: Mask, params: Params) -> Any:
+    """A tree of bools like ``params``, of a mask that may be a function of them or a prefix."""
+    tree = mask(params) if callable(mask) and jax.tree_util.all_leaves([mask]) else mask
+    return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: bool(flag), part), tree, params)
 
 
 def momentum_with_resets(momentum: float, resets: Sequence[int] = ()) -> optax.GradientTransformation:
@@ -50,14 +57,19 @@ def momentum_with_resets(momentum: float, resets: Sequence[int] = ()) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
-def clip_latent(limit: float = 1.0) -> optax.GradientTransformation:
-    """Cuts the update so that latent convolution kernels stay in [-limit, limit] (BinaryConnect)."""
+def clip_latent(limit: float = 1.0, mask: Mask = conv_kernels) -> optax.GradientTransformation:
+    """Cuts the update so that latent kernels stay in [-limit, limit] (BinaryConnect).
+
+    Args:
+      limit: 1 for BinaryConnect.
+      mask: which parameters, as optax takes masks, see `binwrn_jax.by_path`.
+    """
 
     def update(updates: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
         def clip(is_kernel: bool, p: jax.Array, u: jax.Array) -> jax.Array:
             return jnp.clip(p + u, -limit, limit) - p if is_kernel else u
 
-        return jax.tree.map(clip, conv_kernels(params), params, updates), state
+        return jax.tree.map(clip, chosen(mask, params), params, updates), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
@@ -68,6 +80,7 @@ def sgd(
     weight_decay: float = 5e-4,
     resets: Sequence[int] = (),
     clip: bool = False,
+    mask: Mask = conv_kernels,
 ) -> optax.GradientTransformation:
     """The paper's optimiser: ``g <- g + weight_decay w``; ``m <- momentum m + g``; ``w <- w - rate m``.
 
@@ -75,16 +88,17 @@ def sgd(
       schedule: step to learning rate.
       momentum: 0.9.
       weight_decay: 5e-4 on MNIST, CIFAR and SVHN, 1e-4 on ImageNet32 and ImageNet; on the latent
-        convolution kernels only.
+        kernels only.
       resets: steps at which the momentum is set to zero, see `momentum_with_resets`.
       clip: keep the latent kernels in [-1, 1] after each update (BinaryConnect).
+      mask: which parameters are latent kernels, as `binwrn_jax.binarize` takes it; those called ``kernel``.
     """
     parts = [
-        optax.add_decayed_weights(weight_decay, mask=conv_kernels),
+        optax.add_decayed_weights(weight_decay, mask=mask),
         momentum_with_resets(momentum, resets),
         optax.scale_by_learning_rate(schedule),
     ]
-    return optax.chain(*parts, clip_latent()) if clip else optax.chain(*parts)
+    return optax.chain(*parts, clip_latent(mask=mask)) if clip else optax.chain(*parts)
 
 
 class AverageState(NamedTuple):
@@ -150,12 +164,14 @@ def by_path(patterns: Sequence[str]) -> Callable[[Params], Any]:
     return mask
 
 
-def freeze(optimizer: optax.GradientTransformation, patterns: str) -> optax.GradientTransformation:
-    """Leaves the parameters as they are whose path one of the patterns matches.
+def freeze(optimizer: optax.GradientTransformation, patterns: str | Mask) -> optax.GradientTransformation:
+    """Leaves some parameters as they are.
 
     Args:
       optimizer: updates the others.
-      patterns: separated by commas, see `by_path`.
+      patterns: of their paths, separated by commas, see `by_path`; or a mask that is true at them.
     """
+    if not isinstance(patterns, str):
+        return optax.chain(optimizer, optax.masked(optax.set_to_zero(), patterns))
     names = [part.strip() for part in patterns.split(",") if part.strip()]
     return optax.chain(optimizer, optax.masked(optax.set_to_zero(), by_path(names)))

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import binwrn_jax
 from binwrn_jax import WideResNet, init_state, sgd, sgdr
-from binwrn_jax.training.optimizer import conv_kernels
+from binwrn_jax.training.optimizer import conv_kernels, freeze
 
 STEPS = 5  # per epoch; of 6 epochs, with one restart, before step 10
 
@@ -126,3 +128,24 @@ def test_what_a_network_learns_and_what_decays(affine):
     mask = conv_kernels(variables["params"])
     marked = {"/".join(k.key for k in path) for path, on in jax.tree_util.tree_leaves_with_path(mask) if on}
     assert marked == convs
+
+
+def test_decay_clipping_and_freezing_take_the_masks_of_binarize():
+    """A network of another library: its kernels are called ``weight``, and one of them stays float."""
+    params = {"a": {"weight": jnp.full((2, 2), 0.9)}, "b": {"weight": jnp.full((2, 2), 0.9)}}
+    mask = binwrn_jax.by_path(lambda path: path == "a/weight")
+    grads = jax.tree.map(lambda p: -jnp.ones_like(p), params)
+
+    def after(optimizer):
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        return {
+            name: float(layer["weight"][0, 0]) for name, layer in optax.apply_updates(params, updates).items()
+        }
+
+    for form in (mask, {"a": True, "b": False}):
+        moved = after(sgd(lambda _: 0.05, weight_decay=0.5, mask=form))
+        assert moved["a"] == pytest.approx(0.9 + 0.05 * (1 - 0.45)) and moved["b"] == pytest.approx(0.95)
+        clipped = after(sgd(lambda _: 0.5, weight_decay=0.0, clip=True, mask=form))
+        assert clipped["a"] == pytest.approx(1.0) and clipped["b"] == pytest.approx(1.4)
+        frozen = after(freeze(sgd(lambda _: 0.1, weight_decay=0.0), form))
+        assert frozen["a"] == pytest.approx(0.9) and frozen["b"] == pytest.approx(1.0)
