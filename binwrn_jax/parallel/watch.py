@@ -14,7 +14,7 @@ import selectors
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from binwrn_jax.errors import UserError, explain, print_traceback, printable
@@ -101,28 +101,29 @@ class Watch:
 
     def _lost(self, index: int) -> NoReturn:
         who = f"process {index} of {self._count}"
-        self._lines.pop(index)  # nobody waits for it
-        self._end(None, f"{who} has died, or its machine: the job ends; {_AGAIN}", 1)
+        self._end(None, f"{who} has died, or its machine: the job ends; {_AGAIN}", 1, lost=index)
 
-    def _end(self, index: int | None, message: str, code: int) -> NoReturn:
+    def _end(self, index: int | None, message: str, code: int, lost: int | None = None) -> NoReturn:
         """Ends this process, and where it is process 0, all others before."""
         self._ending.acquire()  # for ever: whoever comes second waits for the end
         if self._index == 0:
-            for line in self._lines.values():
+            others = [line for other, line in self._lines.items() if other != lost]
+            for line in others:
                 line.send({"failure": [index, message, code]})
-            self._see_them_off()
+            _see_them_off(others)
         if index not in (None, self._index):
             message = f"process {index} of {self._count}: {message}"
         _exit(message, code)
 
-    def _see_them_off(self) -> None:
-        """Waits until the others have closed their connections: who loses process 0 would tell of that."""
-        deadline = time.monotonic() + FAREWELL_SECONDS
-        for line in self._lines.values():
-            with contextlib.suppress(OSError):
-                line.socket.settimeout(max(deadline - time.monotonic(), 0.1))
-                while line.socket.recv(1 << 16):
-                    pass
+
+def _see_them_off(lines: Iterable[Line]) -> None:
+    """Waits until the others have closed their connections: who loses process 0 would tell of that."""
+    deadline = time.monotonic() + FAREWELL_SECONDS
+    for line in lines:
+        with contextlib.suppress(OSError):
+            line.socket.settimeout(max(deadline - time.monotonic(), 0.1))
+            while line.socket.recv(1 << 16):
+                pass
 
 
 def start_watch(lines: dict[int, Line], index: int, count: int) -> Watch:

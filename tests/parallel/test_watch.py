@@ -215,13 +215,14 @@ def test_whoever_is_killed_the_others_end_with_the_line(job, victim):
         assert ends(processes[index]) == (1, line)
 
 
-def test_a_mistake_of_one_ends_all_with_its_message(job):
+@pytest.mark.parametrize("culprit", [0, 2])
+def test_a_mistake_of_one_ends_all_with_its_message(job, culprit):
     processes = job()
-    processes[2].stdin.write("fail\n")
-    processes[2].stdin.flush()
-    assert ends(processes[2]) == (2, "error: a mistake\n")
-    for index in (0, 1):
-        assert ends(processes[index]) == (2, "error: process 2 of 3: a mistake\n")
+    processes[culprit].stdin.write("fail\n")
+    processes[culprit].stdin.flush()
+    assert ends(processes[culprit]) == (2, "error: a mistake\n")
+    for index in {0, 1, 2} - {culprit}:
+        assert ends(processes[index]) == (2, f"error: process {culprit} of 3: a mistake\n")
 
 
 def test_all_leave_together(job):
