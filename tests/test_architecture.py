@@ -146,3 +146,33 @@ def test_functions_and_files_are_short(module):
 
 def test_the_training_loop_reads_in_one_sitting():
     assert (PACKAGE / "training" / "loop.py").read_text().count("\n") <= 200
+
+
+def list_of_files() -> str:
+    """The files of the package by room, each with the first line of its docstring, as ARCHITECTURE.md has them."""
+    lines, last = [], ""
+    for module, path in PYTHON.items():
+        if path.name.startswith("__") and path.parent in (PACKAGE, PACKAGE / room(module)):
+            continue
+        if room(module) != last:
+            last = room(module)
+            name = last if (PACKAGE / last).is_dir() else "the package itself"
+            lines += ["", f"### {name}", "", "| file | what it is |", "|---|---|"]
+        says = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0].replace("|", "\\|")
+        where = path.relative_to(PACKAGE / last if (PACKAGE / last).is_dir() else PACKAGE)
+        lines.append(f"| `{where}` | {says} |")
+    return "\n".join(lines) + "\n"
+
+
+DOCUMENT = ROOT / "ARCHITECTURE.md"
+BEGIN, END = "<!-- files -->\n", "<!-- end of files -->"
+
+
+def test_the_document_lists_the_files_as_they_describe_themselves():
+    listed = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
+    assert listed == list_of_files(), "run `python tests/test_architecture.py` to write the list anew"
+
+
+if __name__ == "__main__":
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    DOCUMENT.write_text(before + BEGIN + list_of_files() + END + rest.split(END)[1])
