@@ -149,7 +149,7 @@ def test_the_training_loop_reads_in_one_sitting():
 
 
 def list_of_files() -> str:
-    """The files of the package by room, each with the first line of its docstring, as ARCHITECTURE.md has them."""
+    """The files of the package by room, each with the first line of its docstring."""
     lines, last = [], ""
     for module, path in PYTHON.items():
         if path.name.startswith("__") and path.parent in (PACKAGE, PACKAGE / room(module)):
