@@ -86,12 +86,15 @@ def binarize(
         used = function(kernel, s)
         return jnp.moveaxis(used, -1, 0) if layout[0] == "O" else used
 
-    if mask is None:
-        if not hasattr(params, "ndim"):
-            raise UserError(
-                "binarize needs a mask for a tree: binwrn_jax.by_path(lambda path: ...), for example"
-            )
-        return one(params)
+    if mask is not None:
+        return _replace_chosen(params, mask, one)
+    if not hasattr(params, "ndim"):
+        raise UserError("binarize needs a mask for a tree: binwrn_jax.by_path(lambda path: ...), for example")
+    return one(params)
+
+
+def _replace_chosen(params: Tree, mask: Mask, function: Callable[[Any], Any]) -> Tree:
+    """The tree with ``function`` of each leaf that the mask chooses, see `binarize`."""
     # A tree of booleans may be callable, as Equinox modules are.
     is_function = callable(mask) and jax.tree_util.all_leaves([mask])
     chosen = mask(params) if is_function else mask
@@ -107,7 +110,7 @@ def binarize(
                 raise UserError(
                     f"the mask chooses {path_of(path) or 'a leaf'}, which is no kernel: it has one axis"
                 )
-        return jax.tree.map(one, part)
+        return jax.tree.map(function, part)
 
     result = jax.tree.map(apply, chosen, params)
     if not found:

@@ -134,7 +134,7 @@ def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax
     return optax.GradientTransformation(init, update)
 
 
-def by_path(patterns: Sequence[str]) -> Callable[[Params], Any]:
+def by_pattern(patterns: Sequence[str]) -> Callable[[Params], Any]:
     """A mask as optax takes them: True at the parameters whose path one of the patterns matches.
 
     Args:
@@ -144,7 +144,7 @@ def by_path(patterns: Sequence[str]) -> Callable[[Params], Any]:
     Raises:
       UserError: in the mask, a pattern that matches no parameter.
 
-    >>> by_path(["conv0"])({"conv0": {"kernel": 1}, "conv1": {"kernel": 2}})
+    >>> by_pattern(["conv0"])({"conv0": {"kernel": 1}, "conv1": {"kernel": 2}})
     {'conv0': {'kernel': True}, 'conv1': {'kernel': False}}
     """
 
@@ -169,9 +169,9 @@ def freeze(optimizer: optax.GradientTransformation, patterns: str | Mask) -> opt
 
     Args:
       optimizer: updates the others.
-      patterns: of their paths, separated by commas, see `by_path`; or a mask that is true at them.
+      patterns: of their paths, separated by commas, see `by_pattern`; or a mask that is true at them.
     """
     if not isinstance(patterns, str):
         return optax.chain(optimizer, optax.masked(optax.set_to_zero(), patterns))
     names = [part.strip() for part in patterns.split(",") if part.strip()]
-    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), by_path(names)))
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), by_pattern(names)))

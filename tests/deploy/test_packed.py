@@ -552,7 +552,7 @@ def test_export_that_differs_is_refused_and_leaves_the_old_file(model_folder, tm
         bits[0, 0] ^= 1
         return bits
 
-    monkeypatch.setattr("binwrn_jax.deploy.packed.pack_signs", wrong)
+    monkeypatch.setattr("binwrn_jax.deploy.graph_file.pack_signs", wrong)
     arguments = ["--format", "packed", "--output", str(output), "--images", "6"]
     assert main(["export", str(model_folder), *arguments]) == 2
     error = capsys.readouterr().err
