@@ -706,20 +706,22 @@ def test_damaged_records(tiny_cifar10, damage, advice):
     assert ("delete" in str(error.value)) == ("delete" in advice)
 
 
+# Root may read everything: this drops that right (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) for what it starts.
+AS_OTHERS = """
+import ctypes, os, sys
+for capability in (1, 2):
+    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def run_data(*options, **environment):
-    """``binwrn data --dataset cifar10`` as a process of its own; root's right to read everything is "
-    "dropped."""
-    import ctypes
-
-    def drop():
-        libc = ctypes.CDLL(None)
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-
+    """``binwrn data --dataset cifar10`` as a process of its own, with the rights of any user."""
+    program = ["-m", "binwrn_jax", "data", "--dataset", "cifar10", *options]
     return subprocess.run(
-        [sys.executable, "-m", "binwrn_jax", "data", "--dataset", "cifar10", *options],
+        [sys.executable, "-c", AS_OTHERS, *program],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        preexec_fn=drop, capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 

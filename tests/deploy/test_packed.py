@@ -182,6 +182,7 @@ def test_a_network_that_diverged_is_refused():
         pack(variables, description, RNG_IMAGES[0])
 
 
+@pytest.mark.slow
 def test_a_20_10_is_within_3_percent_of_its_bits():
     rng = np.random.default_rng(0)
     _, variables, description = network(depth=20, width=10.0, shape=(32, 32, 3), classes=10)

@@ -394,6 +394,7 @@ def run_training(workdir, config, **fields):
 SMALL_RATE = {"schedule.peak": 1e-4, "schedule.floor": 1e-5}
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_the_released_network_stood(tmp_path):
     first = run_training(tmp_path / "first", "digits.py:8-0.5", epochs=6)
     assert first["test_error"] < 50  # chance is 90

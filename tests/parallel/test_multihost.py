@@ -100,6 +100,7 @@ def train_steps(out: Path, count: int, devices: int, *arguments: str) -> Traject
         return Trajectory(**found)
 
 
+@pytest.mark.slow
 def test_two_processes_with_four_devices_each_train_as_one_device(tmp_path):
     """A batch of 50, which eight devices do not divide: seven images each, and the last one has one."""
     arguments = RUN[:1], "--config.batch_size=50"

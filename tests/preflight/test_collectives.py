@@ -33,7 +33,9 @@ def test_one_device_sends_nothing():
     assert collectives(compiled_step(1)[0]) == []
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
+)
 def test_devices_send_the_gradients_and_the_statistics_and_nothing_else(devices, eight_devices):
     """Bytes all-reduced: one gradient, two scalars (loss, errors), and sums of a few floats per channel."""
     text, state = compiled_step(devices)

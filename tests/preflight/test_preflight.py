@@ -139,6 +139,7 @@ def test_devices_of_the_cpu_share_its_memory(monkeypatch, eight_devices):
     assert 2**28 < machine_memory() < 2**50
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_made_smaller(monkeypatch):
     """The memory of an imaginary machine is set between that of two batches of the real program."""
     whole = preflight(config(batch_size=512), open_target("cpu"))
@@ -158,6 +159,7 @@ def test_what_does_not_fit_is_made_smaller(monkeypatch):
     assert f"is about batch {report.largest_batch}" in text
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_at_once_fits_in_micro_batches(monkeypatch):
     grouped = {"batch_size": 512, "model.ghost_size": 32}
     whole = preflight(config(**grouped), open_target("cpu"))

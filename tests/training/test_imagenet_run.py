@@ -82,6 +82,7 @@ def test_summary(whole):
     assert json.loads((whole / "model" / "model.json").read_text())["input"] == {"resize": "center_crop"}
 
 
+@pytest.mark.slow
 def test_kill_9_then_the_same_command_ends_with_the_same_bits(whole, tmp_path):
     """The killed run decodes in threads and the other in workers: neither that nor the kill changes a bit."""
     process = start(tmp_path, "--config.data.workers=0")

@@ -149,7 +149,13 @@ def config_of(words, name="cifar10"):
     return config
 
 
-@pytest.mark.parametrize("word", [*RECIPES, "smooth,mixup,cutmix,jitter,lighting,ema,cosine"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(pytest.param(word, marks=pytest.mark.slow) for word in RECIPES),
+        "smooth,mixup,cutmix,jitter,lighting,ema,cosine",
+    ],
+)
 def test_each_word_gives_a_run_that_steps(word):
     run = resolve(config_of(word), lookup("cifar10"), 1250)
     start = init_state(run.network, run.optimizer, (32, 32, 3))

@@ -80,7 +80,15 @@ def alone(digits, start):
     return functools.cache(lambda batch: Trainer(digits, start, 1, batch=batch).follow())
 
 
-@pytest.mark.parametrize(("devices", "batch"), [(8, 40), (2, 50), (3, 50), (8, 50)])
+@pytest.mark.parametrize(
+    ("devices", "batch"),
+    [
+        pytest.param(8, 40, marks=pytest.mark.slow),
+        pytest.param(2, 50, marks=pytest.mark.slow),
+        (3, 50),
+        (8, 50),
+    ],
+)
 def test_several_devices_equal_one(digits, start, alone, eight_devices, devices, batch):
     """Augmentation included, over a momentum reset; shards of 5 of 40 images, or 7 of 50 and one of 1."""
     trainer = Trainer(digits, start, devices, batch=batch)

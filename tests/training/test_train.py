@@ -302,7 +302,14 @@ def test_workdir_of_another_config_names_the_fields(capsys, whole, tmp_path):
     assert snapshot(workdir) == before
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b'{"kind": "train"}\n', b"[1]\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b'{"kind": "train"}\n',
+        *(pytest.param(bad, marks=pytest.mark.slow) for bad in (b"", b"\xff\xfe\n", b"[1]\n")),
+    ],
+)
 def test_a_lost_log_does_not_stop_the_run(capsys, whole, tmp_path, content):
     workdir = copy_of(whole, tmp_path)
     (workdir / "metrics.jsonl").unlink()
