@@ -160,6 +160,8 @@ ACCEPTED = {
     "one coded kernel": lambda: changed(lambda parts: None),
     "two coded kernels": lambda: changed(lambda parts: None, "conv0", "conv1"),
     "an unknown key": lambda: _metadata(note={"temperature": 2}),
+    "a temperature": lambda: _metadata(requires=["entropy", "temperature"], temperature=2.5),
+    "a whole temperature": lambda: _metadata(requires=["entropy", "temperature"], temperature=1024),
 }
 REFUSED = {
     "requires left out": lambda: changed(lambda parts: parts.metadata.pop("requires")),
@@ -172,6 +174,11 @@ REFUSED = {
     "requires a feature in capitals": lambda: _metadata(requires=["ENTROPY"]),
     "requires 33 features": lambda: _metadata(requires=[f"a{i:02}" for i in range(33)]),
     "a temperature that it does not require": lambda: _metadata(temperature=2.0),
+    "a temperature that is not there": lambda: _metadata(requires=["entropy", "temperature"]),
+    "a temperature of 0": lambda: _metadata(requires=["entropy", "temperature"], temperature=0),
+    "a temperature as text": lambda: _metadata(requires=["entropy", "temperature"], temperature="2"),
+    "true as a temperature": lambda: _metadata(requires=["entropy", "temperature"], temperature=True),
+    "a temperature too high": lambda: _metadata(requires=["entropy", "temperature"], temperature=1025),
     "requires what it does not use": lambda: changed(_plain_instead),
     "coding in version 1": lambda: changed(lambda parts: parts.metadata.update(version=1)),
     "coded words in version 1": lambda: changed(_words_in_version_1),

@@ -31,7 +31,7 @@ import numpy as np
 
 FORMAT = "binwrn-packed"
 VERSION = 1  # in which files are written wherever it suffices
-FEATURES = ("entropy",)  # of version 2 that this program reads, see docs/packed-format-2.md
+FEATURES = ("entropy", "temperature")  # of version 2 that this program reads, see docs/packed-format-2.md
 
 # Limits that every reader enforces. The largest network of the paper, 20-20, is far inside: a header of
 # 8 kB, 13.5 MB of tensors, 15 million activations and 16 billion multiply-adds per image.
@@ -500,7 +500,7 @@ def _check_operation(where: str, operation: Any, shapes: dict[str, Shape], expec
 
 def _check_features(metadata: dict[str, Any], operations: list[Any]) -> None:
     """Checks that the file uses the features that it says it requires, and no others."""
-    used = {"temperature"} & set(metadata)  # not read yet, so that it is never among those required
+    used = {"temperature"} & set(metadata)  # of probabilities, which no reader of this project computes
     for index, operation in enumerate(operations):
         if isinstance(operation, dict) and "coding" in operation:
             used.add("entropy")
@@ -508,6 +508,13 @@ def _check_features(metadata: dict[str, Any], operations: list[Any]) -> None:
     if _field(metadata, "version") == 2:
         _demand(
             used == set(metadata["requires"]), f"it requires {metadata['requires']}, but uses {sorted(used)}"
+        )
+        temperature = metadata.get("temperature", 1.0)
+        _demand(
+            isinstance(temperature, int | float)
+            and not isinstance(temperature, bool)
+            and 2**-10 <= temperature <= 2**10,
+            f"temperature {_brief(temperature)} is no number from 2^-10 to 2^10",
         )
 
 

@@ -200,7 +200,8 @@ def _coded(packed: PackedModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         operations.append(operation)
     if not words:
         return packed.metadata, packed.tensors
-    first = {"format": packed.metadata["format"], "version": 2, "requires": ["entropy"]}
+    requires = ["entropy", *({"temperature"} & set(packed.metadata))]
+    first = {"format": packed.metadata["format"], "version": 2, "requires": requires}
     tensors = {name: tensor for name, tensor in packed.tensors.items() if name not in words}
     floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype == np.float32}
     renamed = {name + ".coded": coded for name, coded in words.items()}

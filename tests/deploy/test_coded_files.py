@@ -1,5 +1,7 @@
 """Packed files with coded kernels: the same model in fewer bytes; all readers refuse the same ones."""
 
+import dataclasses
+
 import coded_corpus
 import numpy as np
 import pytest
@@ -19,10 +21,13 @@ def test_the_golden_file_is_what_the_writer_writes():
     assert serialise(coded_model(), "entropy") == GOLDEN.read_bytes()
 
 
-def test_a_coded_file_holds_the_same_model(tmp_path):
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.25}])
+def test_a_coded_file_holds_the_same_model(tmp_path, more):
     plain, coded = tmp_path / "plain", tmp_path / "coded"
-    write_packed(coded_model(), plain)
-    write_packed(coded_model(), coded, coding="entropy")
+    packed = coded_model()
+    packed = dataclasses.replace(packed, metadata={**packed.metadata, **more})
+    write_packed(packed, plain)
+    write_packed(packed, coded, coding="entropy")
     assert coded.stat().st_size < plain.stat().st_size - 200
     one, other = read_packed(plain), read_packed(coded)
     assert one.metadata == other.metadata and list(one.metadata) == list(other.metadata)

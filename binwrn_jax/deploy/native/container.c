@@ -197,7 +197,11 @@ static binwrn_error check_version(loader *l) {
            "requires is no ascending list of features");
   }
   for (name = binwrn_json_first(&l->metadata, requires); name; name = binwrn_json_next(&l->metadata, name))
-    if (!binwrn_json_is_string(name, "entropy"))
+    if (binwrn_json_is_string(name, "entropy"))
+      l->requires_entropy = 1;
+    else if (binwrn_json_is_string(name, "temperature"))
+      l->requires_temperature = 1;
+    else
       return binwrn_complain(l->message, BINWRN_ERROR_VERSION,
                              "this file needs '%s', which this program does not read: update it",
                              binwrn_shorten(name->text, name->length).text);

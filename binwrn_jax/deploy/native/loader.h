@@ -50,7 +50,7 @@ typedef struct {
   const unsigned char *data; /* of the tensors */
   json_document header, metadata;
   const json_value *root; /* the object called binwrn */
-  int version;
+  int version, requires_entropy, requires_temperature;
   tensor *tensors;
   int tensor_count;
   value *values;

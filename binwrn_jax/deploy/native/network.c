@@ -207,6 +207,7 @@ static binwrn_error read_operation(loader *l, int index, int count, const json_v
 
 /* Coded kernels are there if the file says so, and all tensors are within the limit when they are decoded. */
 static binwrn_error check_coded(loader *l) {
+  const json_value *temperature = binwrn_json_member(&l->metadata, l->root, "temperature");
   uint64_t bytes = 0;
   int i, coded = 0;
   for (i = 0; i < l->tensor_count; i++)
@@ -217,9 +218,13 @@ static binwrn_error check_coded(loader *l) {
       coded = 1;
       DEMAND(bytes <= MAX_DATA, "more than 256 MiB of tensors");
     }
-  DEMAND(l->version == 1 || coded, "it requires 'entropy', but uses no feature");
-  DEMAND(l->version == 1 || !binwrn_json_member(&l->metadata, l->root, "temperature"),
-         "it uses 'temperature', but does not require it");
+  if (l->version == 1) return BINWRN_OK;
+  DEMAND(coded == l->requires_entropy, "it requires 'entropy' and does not use it, or the reverse");
+  DEMAND((temperature != NULL) == l->requires_temperature,
+         "it requires 'temperature' and does not use it, or the reverse");
+  DEMAND(!temperature || ((temperature->type == JSON_INTEGER || temperature->type == JSON_REAL) &&
+                          temperature->real >= 0x1p-10 && temperature->real <= 0x1p10),
+         "its temperature is no number from 2^-10 to 2^10");
   return BINWRN_OK;
 }
 
