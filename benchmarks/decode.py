@@ -99,17 +99,8 @@ def workers(records: Any, count: int, batch_size: int, batches: int) -> dict[str
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tensorflow-python", metavar="PYTHON", help="of an environment with TensorFlow")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch-size", type=int, default=128, help="of the workers; default %(default)s")
-    parser.add_argument("--batches", type=int, default=16, help="to time the workers; default %(default)s")
-    parser.add_argument("--output", type=Path, help="JSON")
-    arguments = parser.parse_args()
-
+def read_jpegs() -> tuple[list[bytes], list[tuple[int, int]], dict[str, list[Any]]]:
+    """The images, their sizes, and the boxes of each kind of crop."""
     from binwrn_jax.data import jpeg as imagenet
     from binwrn_jax.data.open import open_dataset
 
@@ -124,6 +115,91 @@ def main() -> None:
         ],
         "central": [imagenet.center_box(*size) for size in sizes],
     }
+    return jpegs, sizes, boxes
+
+
+class Peer:
+    """tf.data in a process of its own.
+
+    Attributes:
+      version: of TensorFlow.
+      runs: names of what it can measure.
+      mean_difference: of its pixels from ours, with the random crops.
+    """
+
+    def __init__(self, python: str, jpegs: list[bytes], boxes: dict[str, list[Any]], folder: Path) -> None:
+        from binwrn_jax.data import jpeg as imagenet
+
+        file, pixels = folder / "jpegs.npz", folder / "pixels.npy"
+        joined = np.frombuffer(b"".join(jpegs), np.uint8)
+        arrays = {name: np.array(b, np.int32) for name, b in boxes.items()}
+        np.savez(file, bytes=joined, lengths=np.array([len(j) for j in jpegs]), **arrays)
+        self._process = subprocess.Popen(
+            [python, "-c", TENSORFLOW, str(file), "pixels", str(pixels)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        about = json.loads(self._line())
+        self.version, self.runs = about["version"], about["runs"]
+        # The same pixels, but for decoding at a part of the size and the rounding of the resizing.
+        mine = np.stack([imagenet.decode(j, [b])[0] for j, b in zip(jpegs, boxes["random"], strict=True)])
+        self.mean_difference = float(np.abs(mine.astype(int) - np.load(pixels)).mean())
+
+    def _line(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline()
+
+    def rate(self, name: str) -> float:
+        """Images per CPU second."""
+        print(name, file=self._process.stdin, flush=True)
+        return json.loads(self._line())
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compare(
+    jpegs: list[bytes], boxes: dict[str, list[Any]], python: str | None, rounds: int
+) -> dict[str, Any]:
+    """Rates of this project and of tf.data, in turns; the latter where there is a python for it."""
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        peer = Peer(python, jpegs, boxes, Path(folder)) if python else None
+        if peer:
+            result["tensorflow"] = peer.version
+            result["mean_difference_of_pixels"] = peer.mean_difference
+        rates: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for name, crops in boxes.items():
+                rates.setdefault(f"this project, {name}", []).append(ours(jpegs, crops))
+            for name in peer.runs if peer else ():
+                rates.setdefault(f"tf.data, {name}", []).append(peer.rate(name))
+        if peer:
+            peer.close()
+    result["rates"] = rates
+    return result
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tensorflow-python", metavar="PYTHON", help="of an environment with TensorFlow")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=128, help="of the workers; default %(default)s")
+    parser.add_argument("--batches", type=int, default=16, help="to time the workers; default %(default)s")
+    parser.add_argument("--output", type=Path, help="JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+
+    from binwrn_jax.data.open import open_dataset
+
+    jpegs, sizes, boxes = read_jpegs()
     result: dict[str, Any] = {
         "images": len(jpegs),
         "mean_bytes": statistics.mean(map(len, jpegs)),
@@ -132,39 +208,8 @@ def main() -> None:
     }
     print(json.dumps(result))
 
-    names = ["random", "central"]
-    with tempfile.TemporaryDirectory() as folder:
-        tensorflow, peers = None, []
-        if arguments.tensorflow_python:
-            file, pixels = Path(folder) / "jpegs.npz", Path(folder) / "pixels.npy"
-            joined = np.frombuffer(b"".join(jpegs), np.uint8)
-            arrays = {name: np.array(b, np.int32) for name, b in boxes.items()}
-            np.savez(file, bytes=joined, lengths=np.array([len(j) for j in jpegs]), **arrays)
-            tensorflow = subprocess.Popen(
-                [arguments.tensorflow_python, "-c", TENSORFLOW, str(file), "pixels", str(pixels)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            assert tensorflow.stdin and tensorflow.stdout
-            about = json.loads(tensorflow.stdout.readline())
-            peers, result["tensorflow"] = about["runs"], about["version"]
-            # The same pixels, but for decoding at a part of the size and the rounding of the resizing.
-            mine = np.stack([imagenet.decode(j, [b])[0] for j, b in zip(jpegs, boxes["random"], strict=True)])
-            difference = np.abs(mine.astype(int) - np.load(pixels))
-            result["mean_difference_of_pixels"] = float(difference.mean())
-
-        rates: dict[str, list[float]] = {}
-        for _ in range(arguments.rounds):
-            for name in names:
-                rates.setdefault(f"this project, {name}", []).append(ours(jpegs, boxes[name]))
-            for name in peers:
-                assert tensorflow and tensorflow.stdin and tensorflow.stdout
-                print(name, file=tensorflow.stdin, flush=True)
-                rates.setdefault(f"tf.data, {name}", []).append(json.loads(tensorflow.stdout.readline()))
-        if tensorflow and tensorflow.stdin:
-            tensorflow.stdin.close()
-            tensorflow.wait()
-    result["rates"] = rates
-    for name, values in rates.items():
+    result |= compare(jpegs, boxes, arguments.tensorflow_python, arguments.rounds)
+    for name, values in result["rates"].items():
         middle, low, high = statistics.median(values), min(values), max(values)
         print(f"{name:28} {middle:7.0f} images/s and core  ({low:.0f} to {high:.0f})")
     if "mean_difference_of_pixels" in result:

@@ -27,238 +27,20 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from common import Worker, cores, machine, markdown, process_mb, serve, spread, thread_environment, timed
+from common import Worker, cores, machine, markdown, spread, thread_environment
+from peers.steps import SGEMM, network_config, worker
 
 PARTS = ("augmentation", "binarisation", "batch_norm", "update", "dispatch")
 PEERS = {"torch_eager": False, "torch_compile": True}
-STEPS_PER_DISPATCH = 8
 RESIDENT_BATCHES = 8  # images on the device, in batches
-SGEMM = 2048
-CHECKED = 32  # images of the batch on which a peer must give the same
 # Relative: of the loss; of each gradient's norm; the same where the peer computes in float64. Rounding moves
 # a few activations across the corner of their ReLU, each then has all or none of its gradient: float32 on
 # both sides differs by up to a few percent although each is right. bfloat16 keeps 8 bits: over 20 layers of
 # few images 0.7 was met, with XLA's convolutions as with oneDNN's; gradients of two networks have 1.4.
 TOLERANCE = {"float32": (1e-5, 5e-2, 2e-2), "bfloat16": (3e-2, 1.0, 1.0)}
-
-
-# --- our step, in a process of its own ----------------------------------------------------------------------
-
-
-class Ours:
-    """The compiled programs of one setting: the step as the loop compiles it, and it without its parts."""
-
-    def __init__(self, setting: dict[str, Any]) -> None:
-        import jax
-
-        from binwrn_jax.cli.allocator import retain_freed_memory
-        from binwrn_jax.parallel import sharding
-
-        retain_freed_memory()  # as train.py does
-        self.setting, self.jax = setting, jax
-        self.config = network_config(setting)
-        self.mesh = sharding.make_mesh(1)
-        self.whole = sharding.replicated(self.mesh)
-        rng = np.random.default_rng(0)
-        count = setting["images"]
-        data = {
-            "images": rng.integers(0, 256, (count, *setting["image_shape"]), np.uint8),
-            "labels": rng.integers(0, setting["classes"], count).astype(np.int32),
-        }
-        indices = [
-            rng.integers(0, count, setting["batch"]).astype(np.int32) for _ in range(STEPS_PER_DISPATCH)
-        ]
-        if setting["streamed"]:  # batches from the host, here already on the device
-            shared: dict[str, Any] = {}
-            each = [{name: x[i] for name, x in data.items()} for i in indices]
-        else:  # indices into a data set on the device
-            shared = sharding.put(data, self.whole)
-            each = [{"indices": i} for i in indices]
-        self.batches = [
-            {**shared, **sharding.put(e, sharding.inputs(self.mesh, setting["streamed"]))} for e in each
-        ]
-        stacked = self.jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-        self.stacked = shared, sharding.put(stacked, self.whole)
-        few = {name: x[: min(CHECKED, setting["batch"])] for name, x in data.items()}
-        self.checked = sharding.put(few, sharding.split(self.mesh))
-        self.programs = {part: self._compile(part) for part in ("whole", *setting["parts"])}
-
-    def _compile(self, part: str) -> dict[str, Any]:
-        """The step without a part, its state, and what compiling took."""
-        import dataclasses
-
-        from binwrn_jax.data.catalog import lookup
-        from binwrn_jax.parallel import sharding
-        from binwrn_jax.training import config as configs
-        from binwrn_jax.training.resolve import resolve
-        from binwrn_jax.training.state import init_state
-        from binwrn_jax.training.step import jit_train_step
-        from binwrn_jax.training.variants import apply_variants
-
-        config = configs.ConfigDict(self.config.to_dict())
-        if part in ("augmentation", "gradients"):
-            config.augmentation = "none"
-        if part == "binarisation":
-            config.model.weights = "32bit"
-        if part == "batch_norm":
-            apply_variants(config, "nobn")
-        streamed = part == "gradients" or self.setting["streamed"]
-        facts = dataclasses.replace(
-            lookup(config.data.name),
-            num_classes=self.setting["classes"],
-            streamed=streamed,
-            image_shape=self.setting["image_shape"],
-        )
-        resolved = resolve(config, facts, 400 * config.batch_size)
-        if part in ("update", "gradients"):
-            resolved = dataclasses.replace(resolved, optimizer=gradients_as_state())
-        model, optimizer = resolved.network, resolved.optimizer
-        step = jit_train_step(resolved, self.mesh)
-        if part == "dispatch":
-            step = self.jax.jit(several(step), donate_argnums=0)
-        state = init_state(model, optimizer, tuple(self.setting["image_shape"]), config.seed)
-        state = sharding.put(state, self.whole)
-        inputs = {"dispatch": self.stacked, "gradients": self.checked}.get(part, self.batches[0])
-        begin = time.perf_counter()
-        traced = step.lower(state, inputs)
-        lowered = time.perf_counter()
-        program = traced.compile()
-        compiled = time.perf_counter()
-        memory = program.memory_analysis()
-        return {
-            "run": program,
-            "state": state,
-            "trace_s": lowered - begin,
-            "compile_s": compiled - lowered,
-            "program_mb": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20,
-        }
-
-    def ready(self) -> dict[str, Any]:
-        """What there is to know before the first step."""
-        jax = self.jax
-        keys = ("trace_s", "compile_s", "program_mb")
-        return {
-            "version": f"jax {jax.__version__}",
-            "device": jax.devices()[0].device_kind,
-            "programs": {name: {key: p[key] for key in keys} for name, p in self.programs.items()},
-        }
-
-    def time(self, steps: int, part: str = "whole") -> dict[str, float]:
-        """Seconds per step of one program, of so many steps in a row."""
-        program = self.programs[part]
-        calls = math.ceil(steps / STEPS_PER_DISPATCH) if part == "dispatch" else steps
-
-        def run(_: int) -> None:
-            state = program["state"]
-            for call in range(calls):
-                inputs = self.stacked if part == "dispatch" else self.batches[call % len(self.batches)]
-                state, metrics = program["run"](state, inputs)
-            self.jax.block_until_ready((state, metrics))
-            program["state"] = state
-
-        return timed(run, calls * STEPS_PER_DISPATCH if part == "dispatch" else steps)
-
-    def check(self, path: str) -> dict[str, float]:
-        """Writes weights, batch, loss and gradients of the step, without augmentation, to an NPZ file."""
-        program = self._compile("gradients")
-        arrays = {
-            f"params/{layer}/{name}": x
-            for layer, p in program["state"].params.items()
-            for name, x in p.items()
-        }
-        arrays = {name: np.array(x) for name, x in arrays.items()}
-        arrays |= {name: np.asarray(x) for name, x in self.checked.items()}
-        state, metrics = program["run"](program["state"], self.checked)
-        for layer, p in state.opt_state.items():
-            arrays |= {f"grads/{layer}/{name}": np.asarray(x) for name, x in p.items()}
-        np.savez(path, loss=np.asarray(metrics["loss"]), **arrays)
-        return {"loss": float(metrics["loss"])}
-
-    def memory(self) -> dict[str, float]:
-        """Peak MiB of this process, and of the device where it counts them."""
-        found = {"process_mb": process_mb()}
-        statistics_ = self.jax.devices()[0].memory_stats()
-        if statistics_:
-            found["device_mb"] = statistics_["peak_bytes_in_use"] / 2**20
-        return found
-
-
-def gradients_as_state() -> Any:
-    """An optimiser that updates nothing and keeps the gradients, so that XLA cannot leave them out."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    def zeros(tree: Any) -> Any:
-        return jax.tree.map(jnp.zeros_like, tree)
-
-    return optax.GradientTransformation(zeros, lambda grads, state, params=None: (zeros(grads), grads))
-
-
-def several(step: Any) -> Any:
-    """As many steps in one program as there are batches: inputs are what they share, and the rest stacked."""
-    import jax
-
-    def steps(state: Any, inputs: tuple[Any, Any]) -> Any:
-        shared, stacked = inputs
-        return jax.lax.scan(lambda state, batch: step(state, {**shared, **batch}), state, stacked)
-
-    return steps
-
-
-def network_config(setting: dict[str, Any]) -> Any:
-    """What is trained: for ImageNet by configs/imagenet.py, without ghost groups; else by the paper's text.
-
-    The groups are left out because the peer has none: PyTorch's batch norm knows only the whole batch.
-    """
-    from binwrn_jax.training import config as configs
-    from binwrn_jax.training.variants import apply_variants
-
-    if setting["streamed"]:
-        sys.path.insert(0, str(Path(__file__).parent.parent / "configs"))
-        config = __import__("imagenet").get_config(setting["network"])
-        config.model.ghost_size = 0
-    else:
-        config = configs.base_config()
-        apply_variants(config, setting["network"])
-    config.model.weights, config.model.dtype = setting["weights"], setting["dtype"]
-    config.batch_size = setting["batch"]
-    return config
-
-
-class Sgemm:
-    """The rate of a large float32 matrix product in NumPy, on the same cores: what a CPU can do."""
-
-    def __init__(self) -> None:
-        self._a = np.random.default_rng(0).normal(size=(SGEMM, SGEMM)).astype(np.float32)
-        self._out = np.empty_like(self._a)
-
-    def time(self, steps: int) -> dict[str, float]:
-        def run(steps: int) -> None:
-            for _ in range(steps):
-                np.matmul(self._a, self._a, out=self._out)
-
-        return timed(run, steps)
-
-
-def worker() -> None:
-    """Reads the setting, then requests."""
-    setting = json.loads(sys.stdin.readline())
-    if setting["engine"] == "sgemm":
-        engine: Any = Sgemm()
-        print(json.dumps({"version": f"numpy {np.__version__}"}), flush=True)
-    else:
-        engine = Ours(setting)
-        print(json.dumps(engine.ready()), flush=True)
-    serve(engine)
-
-
-# --- the parent ---------------------------------------------------------------------------------------------
 
 
 def start(engine: str, setting: dict[str, Any], arguments: argparse.Namespace) -> Worker:
@@ -274,95 +56,138 @@ def start(engine: str, setting: dict[str, Any], arguments: argparse.Namespace) -
     return Worker(command, {**setting, "engine": engine}, environment)
 
 
-def measure(setting: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """All engines and parts of one setting, round by round."""
-    from binwrn_jax.graph.cost import training_flops
-    from binwrn_jax.parallel.hardware import peak
+Turn = tuple[str, str | None]  # what takes turns: an engine, and a part of our step
+Samples = dict[Turn, list[dict[str, float]]]
 
-    workers: dict[str, Worker] = {"ours": start("ours", setting, arguments)}
-    ready = workers["ours"].ready
-    on_cpu = ready["device"] == "cpu"
-    setting = {**setting, "cuda": not on_cpu}
-    left_out, checks = {}, {}
-    try:
-        if on_cpu:
-            workers["sgemm"] = start("sgemm", setting, arguments)
-        for engine in arguments.peers:
-            try:
-                workers[engine] = start(engine, setting, arguments)
-            except RuntimeError as error:
-                left_out[engine] = str(error)
-                print(f"{engine}: left out: {error}")
-        if arguments.peers:
-            with tempfile.TemporaryDirectory() as folder:
-                path = str(Path(folder) / "given.npz")
-                workers["ours"].ask(do="check", path=path)
-                for engine in set(workers) & set(PEERS):
-                    checks[engine] = check = workers[engine].ask(do="check", path=path)
-                    loss, gradient, exact = TOLERANCE[setting["dtype"]]
-                    if abs(check["loss"] - check["loss_ours"]) > loss * abs(check["loss_ours"]):
-                        raise SystemExit(f"{engine} computes another loss: {check}")
-                    if not (check["gradient_error"] < gradient and check["exact_error"] < exact):
-                        raise SystemExit(f"{engine} computes other gradients: {check}")
 
-        # What takes turns: (worker, part or None).
-        turns = [("ours", part) for part in ("whole", *setting["parts"])]
-        turns += [(engine, None) for engine in workers if engine != "ours"]
+def start_others(
+    workers: dict[str, Worker], setting: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, str]:
+    """Adds the SGEMM of a CPU and the peers that are installed to the workers; why others are left out."""
+    if not setting["cuda"]:
+        workers["sgemm"] = start("sgemm", setting, arguments)
+    left_out = {}
+    for engine in arguments.peers:
+        try:
+            workers[engine] = start(engine, setting, arguments)
+        except RuntimeError as error:
+            left_out[engine] = str(error)
+            print(f"{engine}: left out: {error}")
+    return left_out
 
-        def sample(turn: tuple[str, str | None], steps: int) -> dict[str, float]:
-            part = {"part": turn[1]} if turn[1] else {}
-            return workers[turn[0]].ask(do="time", steps=steps, **part)
 
-        # The first turn warms up and says how many steps make a sample long enough.
-        steps = {turn: max(1, math.ceil(arguments.sample / sample(turn, 1)["wall"])) for turn in turns}
-        samples: dict[tuple[str, str | None], list[dict[str, float]]] = {turn: [] for turn in turns}
-        for _ in range(arguments.rounds):
-            for turn in turns:
-                samples[turn].append(sample(turn, steps[turn]))
-        memory = {engine: worker.ask(do="memory") for engine, worker in workers.items() if engine != "sgemm"}
-    finally:
-        for worker in workers.values():
-            worker.close()
+def check_peers(workers: dict[str, Worker], dtype: str) -> dict[str, Any]:
+    """The peers' loss and gradients against ours.
 
+    Raises:
+      SystemExit: they differ by more than rounding.
+    """
+    checks = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "given.npz")
+        workers["ours"].ask(do="check", path=path)
+        for engine in set(workers) & set(PEERS):
+            checks[engine] = check = workers[engine].ask(do="check", path=path)
+            loss, gradient, exact = TOLERANCE[dtype]
+            if abs(check["loss"] - check["loss_ours"]) > loss * abs(check["loss_ours"]):
+                raise SystemExit(f"{engine} computes another loss: {check}")
+            if not (check["gradient_error"] < gradient and check["exact_error"] < exact):
+                raise SystemExit(f"{engine} computes other gradients: {check}")
+    return checks
+
+
+def take_turns(
+    workers: dict[str, Worker], parts: list[str], arguments: argparse.Namespace
+) -> tuple[Samples, dict[Turn, int]]:
+    """Samples of each turn, one a round, and how many steps each of them has."""
+    turns: list[Turn] = [("ours", part) for part in ("whole", *parts)]
+    turns += [(engine, None) for engine in workers if engine != "ours"]
+
+    def sample(turn: Turn, steps: int) -> dict[str, float]:
+        part = {"part": turn[1]} if turn[1] else {}
+        return workers[turn[0]].ask(do="time", steps=steps, **part)
+
+    # The first turn warms up and says how many steps make a sample long enough.
+    steps = {turn: max(1, math.ceil(arguments.sample / sample(turn, 1)["wall"])) for turn in turns}
+    samples: Samples = {turn: [] for turn in turns}
+    for _ in range(arguments.rounds):
+        for turn in turns:
+            samples[turn].append(sample(turn, steps[turn]))
+    return samples, steps
+
+
+def rates(samples: Samples, setting: dict[str, Any], flops: float, top: float | None) -> dict[Turn, Any]:
+    """Times and rates of each turn.
+
+    Args:
+      samples: of each turn.
+      setting: with the images of a batch.
+      flops: floating-point operations of a step.
+      top: what the device can do in a second, where that is known.
+    """
     whole = [s["wall"] for s in samples["ours", "whole"]]
-    flops = setting["batch"] * training_flops(
-        setting["depth"], setting["width"], setting["classes"], tuple(setting["image_shape"])
-    )
-    published = peak(ready["device"])
-    if on_cpu:
-        top: float | None = 2 * SGEMM**3 / statistics.median(s["wall"] for s in samples["sgemm", None])
-    else:
-        top = published.flops(setting["dtype"]) if published else None
-
-    def row(turn: tuple[str, str | None]) -> dict[str, Any]:
-        wall = [s["wall"] for s in samples[turn]]
+    rows = {}
+    for turn, values in samples.items():
+        wall = [s["wall"] for s in values]
         middle = statistics.median(wall)
-        return {
+        rows[turn] = {
             "ms": [1e3 * s for s in spread(wall)],
-            "cpu_ms": 1e3 * statistics.median(s["cpu"] for s in samples[turn]),
-            "page_faults": statistics.median(s.get("faults", math.nan) for s in samples[turn]),
+            "cpu_ms": 1e3 * statistics.median(s["cpu"] for s in values),
+            "page_faults": statistics.median(s.get("faults", math.nan) for s in values),
             "images_per_s": setting["batch"] / middle,
             "tflops": flops / middle / 1e12,
             "share_of_peak": flops / middle / top if top else None,
             "times_ours": spread([w / o for w, o in zip(wall, whole, strict=True)]),
         }
+        if turn[0] == "ours" and turn[1] != "whole":
+            rows[turn]["share_of_step"] = spread([1 - w / o for w, o in zip(wall, whole, strict=True)])
+    return rows
 
-    engines = {"ours": {**row(("ours", "whole")), **ready["programs"]["whole"], **memory["ours"]}}
+
+def peak_flops(device: str, dtype: str, samples: Samples) -> float | None:
+    """What the device can do in a second: as published, or on a CPU by the SGEMM that took turns."""
+    from binwrn_jax.parallel.hardware import peak
+
+    if device == "cpu":
+        return 2 * SGEMM**3 / statistics.median(s["wall"] for s in samples["sgemm", None])
+    published = peak(device)
+    return published.flops(dtype) if published else None
+
+
+def measure(setting: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """All engines and parts of one setting, round by round."""
+    from binwrn_jax.graph.cost import training_flops
+
+    workers = {"ours": start("ours", setting, arguments)}
+    ready = workers["ours"].ready
+    device = ready["device"]
+    setting = {**setting, "cuda": device != "cpu"}
+    try:
+        left_out = start_others(workers, setting, arguments)
+        checks = check_peers(workers, setting["dtype"]) if arguments.peers else {}
+        samples, steps = take_turns(workers, setting["parts"], arguments)
+        memory = {engine: worker.ask(do="memory") for engine, worker in workers.items() if engine != "sgemm"}
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+    flops = setting["batch"] * training_flops(
+        setting["depth"], setting["width"], setting["classes"], tuple(setting["image_shape"])
+    )
+    top = peak_flops(device, setting["dtype"], samples)
+    rows = rates(samples, setting, flops, top)
+    engines = {"ours": {**rows["ours", "whole"], **ready["programs"]["whole"], **memory["ours"]}}
     for engine in workers:
         if engine in PEERS:
-            engines[engine] = {**row((engine, None)), **workers[engine].ready, **memory[engine]}
-    parts = {part: row(("ours", part)) for part in setting["parts"]}
-    for part, values in parts.items():
-        pairs = zip(whole, (s["wall"] for s in samples["ours", part]), strict=True)
-        values["share_of_step"] = spread([1 - without / w for w, without in pairs])
+            engines[engine] = {**rows[engine, None], **workers[engine].ready, **memory[engine]}
     return {
         **setting,
-        "device": ready["device"],
+        "device": device,
         "version": ready["version"],
         "peak_tflops": top / 1e12 if top else None,
-        "peak_is": "SGEMM measured" if on_cpu else "published",
+        "peak_is": "SGEMM measured" if device == "cpu" else "published",
         "engines": engines,
-        "parts": parts,
+        "parts": {part: rows["ours", part] for part in setting["parts"]},
         "checks": checks,
         "left_out": left_out,
         "steps_per_sample": {" ".join(filter(None, turn)): n for turn, n in steps.items()},

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packed_networks import wide_resnet
 
+from binwrn_jax.deploy.packed import write_packed
 from binwrn_jax.graph.cost import training_flops
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +112,25 @@ def test_train_step(tmp_path):
     assert ours["times_ours"] == [1, 1, 1] and ours["ms"] == sorted(ours["ms"])
     assert set(result["parts"]) == {"update", "dispatch"}
     assert "| 8-0.25 1bit float32, batch 8, ours |" in output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make, for the C program")
+def test_native_runtime(tmp_path):
+    model = tmp_path / "model.packed"
+    write_packed(wide_resnet(8, 1), model)
+    engines = ["native", "onnxruntime", "sgemm"]
+    setting = [str(model), "--threads=1", "--batches=1", "--rounds=2", "--engines", *engines]
+    report, output = run(tmp_path, "native_runtime", *setting)
+    rows = {row["engine"]: row for row in report["results"]}
+    assert list(rows) == engines and rows["native"]["times_native_wall"] == [1, 1, 1]
+    assert rows["onnxruntime"]["logit_error"] < 1e-5
+    work = 2 * report["multiply_adds_per_image"]
+    for engine in ("native", "onnxruntime"):
+        assert rows[engine]["effective_gflops"] == pytest.approx(work / rows[engine]["wall_s"][1] / 1e9)
+    assert training_flops(8, 1, 10, (32, 32, 3)) == 3 * work
+    assert report["file_bytes"]["packed"] < report["file_bytes"]["float_onnx"] / 10
+    assert "1 threads, batch 1, load" in output and report["native_program"]["peak_mb"] > 0
 
 
 @pytest.mark.slow
