@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import jax
@@ -441,6 +442,21 @@ def test_sky_yaml_names_the_same_variables():
         assert name in (FOLDER / "node.sh").read_text() and hasattr(jax.config, name.lower())
     for part in ("setup", "run"):
         assert subprocess.run(["bash", "-n"], input=task[part], text=True).returncode == 0
+
+
+def test_the_container_file_names_what_exists():
+    text = (FOLDER / "Containerfile").read_text()
+    copied = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()]
+    assert copied and all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = [project["project"]["readme"], *project["project"]["license-files"]]
+    needed += project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    needed += project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert {"pyproject.toml", "constraints.txt", "train.py", "tpu", *needed} <= set(copied)
+    installed, built = re.search(r"\[([a-z,]+)\$", text), re.search(r"--build-arg EXTRAS=(\S+)", text)
+    extras = f"{installed[1]},{built[1]}".split(",")
+    assert set(extras) <= set(project["project"]["optional-dependencies"])
+    assert built[0] in README and "tpu/Containerfile" in (FOLDER / "k8s.sh").read_text()
 
 
 class Discovery(http.server.BaseHTTPRequestHandler):

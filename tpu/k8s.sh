@@ -16,7 +16,7 @@ usage: IMAGE=... CLAIM=... tpu/k8s.sh VERB [--dry-run]
   delete    end the job; it saves first
 
 variables:
-  IMAGE           built from Containerfile with --build-arg EXTRAS=cuda,imagenet   (required)
+  IMAGE           built from tpu/Containerfile, which says how                     (required)
   CLAIM           volume that all pods may write to; they see it as /shared        (required)
   WORKDIR         folder of the run                                (/shared/runs/imagenet)
   TFDS_DATA_DIR   folder of the data                               (/shared/tfds)
