@@ -459,6 +459,12 @@ def test_the_container_file_names_what_exists():
     assert built[0] in README and "tpu/Containerfile" in (FOLDER / "k8s.sh").read_text()
 
 
+@pytest.mark.parametrize(("name", "device"), [("tpu.sh", "tpu"), ("slurm.sh", "cuda"), ("sky.yaml", "cuda")])
+def test_what_is_installed_can_read_imagenet(name, device):
+    """Its large JPEGs need packages that the core does without; it is the default configuration."""
+    assert re.findall(r"pip.* install .*\[(.*)\]", (FOLDER / name).read_text()) == [f"{device},imagenet"]
+
+
 class Discovery(http.server.BaseHTTPRequestHandler):
     """As much of a Kubernetes API server as says that there are job sets."""
 

@@ -47,7 +47,7 @@ mark=$WORKDIR/.stop  # there: `stop` has ended the run, `job` does not go on
 
 setup() {
   run "${PYTHON:-python3}" -m venv "$repo/.venv"
-  run "$repo/.venv/bin/pip" install --quiet --constraint "$repo/constraints.txt" --editable "${repo}[cuda]"
+  run "$repo/.venv/bin/pip" install --quiet --constraint "$repo/constraints.txt" --editable "${repo}[cuda,imagenet]"
 }
 
 launch() {

@@ -159,7 +159,7 @@ rm -rf \$dir.part; mkdir \$dir.part; cd \$dir.part; \
 gcloud storage cat $code | tar -xz; \
 python3 -m pip install --quiet --user uv; \
 \$HOME/.local/bin/uv venv --quiet --relocatable --python 3.11 .venv; \
-\$HOME/.local/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt '.[tpu]'; \
+\$HOME/.local/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt '.[tpu,imagenet]'; \
 mv \$dir.part \$dir; fi; \
 echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled >/dev/null; \
 ln -sfn \$dir \$HOME/binwrn; echo \$(hostname): $commit is set up"
