@@ -42,6 +42,7 @@ def modules(folder: Path) -> dict[str, Path]:
 
 PYTHON = modules(PACKAGE)
 PAPER = modules(ROOT / "paper")
+BENCHMARKS = modules(ROOT / "benchmarks")
 
 
 def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
@@ -130,9 +131,9 @@ def test_rooms_and_arrows_are_few():
     assert len(arrows) <= MOST_ARROWS
 
 
-@pytest.mark.parametrize("module", [*PYTHON, *PAPER])
+@pytest.mark.parametrize("module", [*PYTHON, *PAPER, *BENCHMARKS])
 def test_functions_and_files_are_short(module):
-    path = {**PYTHON, **PAPER}[module]
+    path = {**PYTHON, **PAPER, **BENCHMARKS}[module]
     text = path.read_text()
     name = str(path.relative_to(ROOT))
     lines = text.count("\n")
