@@ -619,3 +619,12 @@ def test_verify_tells_a_file_that_is_not_what_it_says(file, tmp_path, capsys):
     assert "damaged" in capsys.readouterr().out
 
     assert main(["verify", str(tmp_path / "nothing")]) == 2
+
+
+def test_verify_computes_only_so_much(tmp_path, capsys):
+    path = tmp_path / "m"
+    write_packed(golden_model(), path)
+    assert main(["verify", str(path), "--max-multiply-adds", "10"]) == 2
+    error = capsys.readouterr().err
+    assert "multiply-adds for one image" in error and error.count("\n") == 1
+    assert main(["verify", str(path), "--max-multiply-adds", "1e11"]) == 0
