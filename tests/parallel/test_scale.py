@@ -16,6 +16,8 @@ from binwrn_jax.training.recipes import paper_recipe
 BATCH = 64
 SHAPE = (32, 32, 3)
 OPTIMIZER = sgd(sgdr(2, 100))
+# This network has 18 layers of ReLU and a max pool: jax 0.12 takes another branch in a few, 1e-4 of the norm.
+CORNERS = 1e-3
 # The ImageNet network, narrow, as configs/imagenet.py sets it up.
 MODEL = WideResNet(depth=18, width=0.125, num_classes=10, affine=True, ghost_size=8)
 
@@ -103,7 +105,7 @@ def test_groups_over_several_devices_share_moments_only(start):
 
 
 def test_eight_devices_equal_one(eight, one, start, batch):
-    assert_same(eight.run(start, batch), one, at_least=1)
+    assert_same(eight.run(start, batch), one, at_least=1, apart_by=CORNERS)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -112,7 +114,7 @@ def test_accumulation_changes_nothing(one, start, batch, devices):
         pytest.skip(f"needs {devices} devices, JAX sees {len(jax.devices())}")
     compiled = Compiled(devices, accumulate=2)
     assert {one.kind for one in collectives(compiled.program.as_text())} <= {"all-reduce"}
-    assert_same(compiled.run(start, batch), one, at_least=1)
+    assert_same(compiled.run(start, batch), one, at_least=1, apart_by=CORNERS)
 
 
 def test_accumulation_needs_less_memory():
