@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from binwrn_jax import load_model
+from binwrn_jax import Model
 from binwrn_jax.deploy import native
 from binwrn_jax.deploy.entropy import encode
 from binwrn_jax.deploy.numpy_reader import CodedKernel, decode_kernels
@@ -72,9 +72,8 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     for path in parser.parse_args().models:
         if path.is_dir():
-            variables, description = load_model(path)
-            image = np.zeros(description["image_shape"], np.uint8)
-            packed = pack(variables, description, image)
+            model = Model.load(path)
+            packed = pack(model, np.zeros(model.description.image_shape, np.uint8))
         else:
             packed = read_packed(path)
         with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 
-from binwrn_jax import load_model, save_model
+from binwrn_jax import Model
 from binwrn_jax.cli.main import main as binwrn
 from binwrn_jax.data.open import load
 from binwrn_jax.deploy.formats import open_model
@@ -55,10 +55,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "matlab"
         assert binwrn(["import", str(official), "--output", str(model), "--dataset", "cifar10"]) == 0
-        variables, description = load_model(model)
+        opened = Model.load(model)
+        description = opened.description.to_dict()
         for name, fields in FIELDS.items():
             changed = {**description, "model": {**description["model"], **fields}}
-            save_model(Path(folder) / "changed", variables, changed)
+            Model.create(opened.variables, changed).save(Path(folder) / "changed")
             record(name, Path(folder) / "changed")
         # The models divide by the pixels inside the image.
         ninths = functools.partial(nn.avg_pool, count_include_pad=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from binwrn_jax import base_config, save_model
+from binwrn_jax import Description, Model, base_config
 from binwrn_jax.deploy.onnx_file import write_onnx
 from binwrn_jax.deploy.packed import pack, write_packed
 from binwrn_jax.deploy.stablehlo import write_stablehlo
@@ -34,14 +34,14 @@ def main() -> None:
             "width": float(width),
             "affine": imagenet,
         }
-        init = jax.jit(create_network(fields, classes).init)
-        variables = init(jax.random.key(0, impl="rbg"), np.zeros((1, *shape), np.uint8))
+        network = create_network(fields, classes)
+        variables = jax.jit(network.init)(jax.random.key(0, impl="rbg"), np.zeros((1, *shape), np.uint8))
         variables = jax.tree.map(np.asarray, variables)
-        description = {"model": fields, "num_classes": classes, "image_shape": list(shape)}
+        model = Model(network, variables, Description(classes, shape, fields))
         image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         with tempfile.TemporaryDirectory() as folder:
-            save_model(Path(folder, "model"), variables, description)
-            packed = pack(variables, description, image)
+            model.save(Path(folder, "model"))
+            packed = pack(model, image)
             for write in (write_packed, write_onnx, write_stablehlo):
                 write(packed, Path(folder, write.__name__))
             result = {

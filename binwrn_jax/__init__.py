@@ -28,7 +28,7 @@ _MODULES = {
     "nn.wide_resnet": ("WideResNet",),
     "parallel.sharding": ("make_mesh",),
     "store.description": ("Description",),
-    "store.model": ("Model", "load_model", "save_model"),
+    "store.model": ("Model",),
     "training.augment": ("AUGMENTATIONS", "augment"),
     "training.config": ("base_config",),
     "training.loop": ("train",),

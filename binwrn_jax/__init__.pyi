@@ -27,8 +27,6 @@ from binwrn_jax.nn.wide_resnet import WideResNet as WideResNet
 from binwrn_jax.parallel.sharding import make_mesh as make_mesh
 from binwrn_jax.store.description import Description as Description
 from binwrn_jax.store.model import Model as Model
-from binwrn_jax.store.model import load_model as load_model
-from binwrn_jax.store.model import save_model as save_model
 from binwrn_jax.training.augment import AUGMENTATIONS as AUGMENTATIONS
 from binwrn_jax.training.augment import augment as augment
 from binwrn_jax.training.config import base_config as base_config

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from binwrn_jax.store.model import load_model
+from binwrn_jax.store.model import Model
 from binwrn_jax.training.records import read_records
 
 ROOT = Path(__file__).parents[1]
@@ -34,10 +35,10 @@ def shared_compilations(tmp_path_factory):
         yield
 
 
-def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+def start(workdir: Path, *arguments: str, run: Sequence[str] = RUN) -> subprocess.Popen:
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        [sys.executable, "train.py", *RUN, f"--workdir={workdir}", *arguments],
+        [sys.executable, "train.py", *run, f"--workdir={workdir}", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -46,8 +47,8 @@ def start(workdir: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
-def finish(workdir: Path, *arguments: str) -> str:
-    process = start(workdir, *arguments)
+def finish(workdir: Path, *arguments: str, run: Sequence[str] = RUN) -> str:
+    process = start(workdir, *arguments, run=run)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -66,7 +67,7 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
 
 
 def assert_same_network(workdir: Path, other: Path) -> None:
-    ours, theirs = load_model(workdir)[0], load_model(other)[0]
+    ours, theirs = (dict(Model.load(folder).variables) for folder in (workdir, other))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from binwrn_jax import load_model, load_packed
+from binwrn_jax import Model, load_packed
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import numpy_reader
 
@@ -67,9 +67,9 @@ def digest(variables) -> str:
     ],
 )
 def test_a_model_folder_has_the_same_numbers(written, run, stated):
-    variables, description = load_model(written / run / "model")
-    assert digest(variables) == stated
-    assert (description["dataset"], description["num_classes"]) == ("digits", 10)
+    model = Model.load(written / run / "model")
+    assert digest(dict(model.variables)) == stated
+    assert (model.description.dataset, model.description.num_classes) == ("digits", 10)
 
 
 def test_a_packed_file_computes_what_it_did(written):

@@ -78,10 +78,9 @@ def _read_source(arguments: argparse.Namespace) -> tuple[PackedModel, np.ndarray
     kind = format_of(arguments.model)
     if kind is None:
         model = Model.load(arguments.model)
-        variables, description = dict(model.variables), model.description.to_dict()
-        images, source = images_for(description, arguments.images, arguments.data_dir)
-        packed = pack(variables, description, images[0], arguments.license)
-        return packed, images, source, reference_of(variables, description, images)
+        images, source = images_for(model.description.to_dict(), arguments.images, arguments.data_dir)
+        packed = pack(model, images[0], arguments.license)
+        return packed, images, source, reference_of(model, images)
     packed = read_model_file(arguments.model, kind)
     if arguments.license:
         packed = dataclasses.replace(packed, metadata={**packed.metadata, "license": arguments.license})

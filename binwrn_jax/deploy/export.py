@@ -99,17 +99,17 @@ def write_verified(
     return lines
 
 
-def reference_of(variables: dict[str, Any], description: dict[str, Any], images: np.ndarray) -> np.ndarray:
-    """Logits of a trained network in float32, which is what the files compute in."""
+def reference_of(model: Model, images: np.ndarray) -> np.ndarray:
+    """Logits ``[N, classes]`` of uint8 images ``[N, H, W, C]``, computed in float32 as in all files."""
     with exact_arithmetic():
-        return JaxPredictor(variables, description, dtype="float32")(images)
+        return JaxPredictor(model, dtype="float32")(images)
 
 
-def pack_model(model: Path, path: Path, images: np.ndarray) -> tuple[PackedModel, list[str]]:
+def pack_model(folder: Path, path: Path, images: np.ndarray) -> tuple[PackedModel, list[str]]:
     """Packs what a model folder holds into a verified file; the end of each 1-bit training run.
 
     Args:
-      model: folder.
+      folder: of the model.
       path: of the packed file.
       images: uint8 ``[N, H, W, C]`` to compare on, the first one becomes the golden image.
 
@@ -119,8 +119,6 @@ def pack_model(model: Path, path: Path, images: np.ndarray) -> tuple[PackedModel
     Raises:
       UserError: nothing to pack, or it does not agree with the trained network.
     """
-    opened = Model.load(model)
-    variables, description = dict(opened.variables), opened.description.to_dict()
-    packed = pack(variables, description, images[0])
-    reference = reference_of(variables, description, images)
-    return packed, write_verified(get_format("packed"), packed, path, images, reference)
+    model = Model.load(folder)
+    packed = pack(model, images[0])
+    return packed, write_verified(get_format("packed"), packed, path, images, reference_of(model, images))

@@ -207,9 +207,7 @@ def open_model(
     if known is None:
         if runtime != "auto":
             raise UserError(f"{path}: runtime {runtime!r} reads packed files only: `binwrn export` makes one")
-        model = Model.load(path)
-        fields = model.description.to_dict()
-        return JaxPredictor(dict(model.variables), fields, dtype=dtype, batch_size=batch_size)
+        return JaxPredictor(Model.load(path), dtype=dtype, batch_size=batch_size)
     if dtype:
         raise UserError(
             f"{path}: a {known.name} file has its dtype fixed: give a model folder, or no --dtype"

@@ -23,6 +23,7 @@ from binwrn_jax.graph.operations import Graph
 from binwrn_jax.graph.simplify import simplify
 from binwrn_jax.graph.trace import activation_dtypes, split, trace
 from binwrn_jax.nn.operations import portable
+from binwrn_jax.store.description import Description
 
 IMAGES = 100
 LOW_PRECISION_TOLERANCE = 0.05  # of logits in bfloat16, which has 8 bits
@@ -91,11 +92,7 @@ def export(
     classes = graph.shapes[graph.output][2]
     if class_names is not None and len(class_names) != classes:
         raise UserError(f"{len(class_names)} class names for a network of {classes} classes")
-    description = {
-        "image_shape": list(shape),
-        "num_classes": classes,
-        "class_names": list(class_names or []),
-    }
+    description = Description(classes, shape, class_names=tuple(class_names or ()))
     packed = pack_graph(graph, description, images[0])
     reference, notes = _reference(apply, variables, graph, images)
     lines = write_verified(known, packed, path, images, reference)

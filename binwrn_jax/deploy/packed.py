@@ -1,6 +1,6 @@
 """The packed model file: one bit per convolution weight, everything else folded (docs/packed-format.md).
 
-packed = pack(variables, description, golden_image)      # of a trained network
+packed = pack(model, golden_image)
 write_packed(packed, Path("model.safetensors"))
 packed = read_packed("model.safetensors")
 """
@@ -24,7 +24,8 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.graph.operations import Graph
 from binwrn_jax.graph.simplify import simplify
 from binwrn_jax.graph.trace import trace
-from binwrn_jax.nn.registry import create_network
+from binwrn_jax.store.description import Description
+from binwrn_jax.store.model import Model
 from binwrn_jax.system.files import replace_file
 
 _log = logging.getLogger("binwrn_jax")
@@ -116,35 +117,27 @@ class PackedModel:
         return numpy_reader.signs(self.bits[name], operation["window"], operation["channels"])
 
 
-def pack(
-    variables: dict[str, Any],
-    description: dict[str, Any],
-    golden_image: np.ndarray,
-    license: str | None = None,
-) -> PackedModel:
-    """A trained network as bits and multiply-adds.
+def pack(model: Model, golden_image: np.ndarray, license: str | None = None) -> PackedModel:
+    """A model as bits and multiply-adds.
 
     Args:
-      variables: ``params`` and ``batch_stats``, as `binwrn_jax.load_model` gives them.
-      description: the fields of ``model.json``; ``model``, ``num_classes`` and ``image_shape`` at least.
+      model: trained with a 1-bit rule.
       golden_image: uint8 ``[H, W, C]``, a real image if there is one; its logits are computed here.
       license: of the weights; the description's own where None.
 
     Raises:
       UserError: 32-bit weights, NaN weights, moments or scales that are not finite.
     """
-    # In float32, as all readers compute, also where it was trained in bfloat16.
-    fields = {**description["model"], "dtype": "float32"}
-    network = create_network(fields, description["num_classes"])
-    graph = simplify(trace(network.apply, variables, tuple(description["image_shape"])))
-    return pack_graph(graph, description, golden_image, license)
+    # `Model.apply` computes in float32, as all readers do, also where the network was trained in bfloat16.
+    graph = simplify(trace(model.apply, dict(model.variables), model.description.image_shape))
+    return pack_graph(graph, model.description, golden_image, license)
 
 
 def pack_graph(
-    graph: Graph, description: Mapping[str, Any], golden_image: np.ndarray, license: str | None = None
+    graph: Graph, description: Description, golden_image: np.ndarray, license: str | None = None
 ) -> PackedModel:
     """A simplified graph as bits and multiply-adds; arguments and errors as for `pack`."""
-    shape, classes = tuple(description["image_shape"]), description["num_classes"]
+    shape, classes = description.image_shape, description.num_classes
     operations, bits, affines = content_of(graph)
     metadata = {
         "format": numpy_reader.FORMAT,
@@ -155,19 +148,19 @@ def pack_graph(
             "dtype": "uint8",
             "range": [0, 255],
             "channels": {1: "grey", 3: "RGB"}.get(shape[2], "other"),
-            "resize": (description.get("input") or {}).get("resize", "bilinear"),
+            "resize": (description.input or {}).get("resize", "bilinear"),
         },
         "num_classes": classes,
-        "class_names": list(description.get("class_names") or []),
-        "dataset": description.get("dataset"),
-        "network": description.get("model"),
-        "test": description.get("test"),
-        "config_sha256": description.get("config_sha256"),
-        "license": license or description.get("license"),
-        "source": description.get("source"),
+        "class_names": list(description.class_names),
+        "dataset": description.dataset,
+        "network": description.model,
+        "test": description.test,
+        "config_sha256": description.config_sha256,
+        "license": license or description.license,
+        "source": description.source,
     }
-    if description.get("temperature") is not None:  # of probabilities, see `evaluation.fit_temperature`
-        metadata["temperature"] = description["temperature"]
+    if description.other.get("temperature") is not None:  # of probabilities, see `evaluation.fit_temperature`
+        metadata["temperature"] = description.other["temperature"]
     metadata["sha256"] = numpy_reader.checksum(metadata, bits)
     packed = PackedModel(metadata, bits, affines, golden_image, np.zeros(classes, np.float32))
     _check(packed)

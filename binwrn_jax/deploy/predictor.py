@@ -11,7 +11,7 @@ import numpy as np
 
 from binwrn_jax.data.arrays import check_images
 from binwrn_jax.evaluation import BATCH_SIZE
-from binwrn_jax.nn.registry import create_network
+from binwrn_jax.store.model import Model
 
 
 class JaxPredictor:
@@ -21,26 +21,16 @@ class JaxPredictor:
     power of two, so that few shapes are compiled and one image does not cost a whole batch.
 
     Args:
-      variables: ``params`` and ``batch_stats``, see `binwrn_jax.store.model.Model`.
-      description: of the model, with the fields of ``model.json``.
+      model: see `binwrn_jax.store.model.Model`.
       dtype: of the activations, ``'float32'`` or ``'bfloat16'``; None for the model's own.
       batch_size: images per run of the network.
     """
 
-    def __init__(
-        self,
-        variables: dict[str, Any],
-        description: dict[str, Any],
-        *,
-        dtype: str | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> None:
-        self.description = description
-        fields = {**description["model"], **({"dtype": dtype} if dtype else {})}
-        model = create_network(fields, description["num_classes"])
-        self._variables = jax.device_put(variables)
+    def __init__(self, model: Model, *, dtype: str | None = None, batch_size: int = BATCH_SIZE) -> None:
+        self.description = model.description.to_dict()
+        self._variables = jax.device_put(dict(model.variables))
         self._batch_size = batch_size
-        self._apply: Callable[[Any, np.ndarray], jax.Array] = jax.jit(model.apply)
+        self._apply: Callable[[Any, np.ndarray], jax.Array] = jax.jit(model.network_in(dtype).apply)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `Predictor`.

@@ -31,12 +31,21 @@ def default_fields() -> dict[str, Any]:
     }
 
 
+def get_dtype(name: str) -> Any:
+    """The dtype of activations of that name.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name not in DTYPES:
+        raise UserError(f"unknown model.dtype {name!r}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def create_network(fields: Mapping[str, Any] | ConfigDict, num_classes: int) -> WideResNet:
     """The network that the ``model`` fields describe.
 
     Raises:
       UserError: unknown dtype.
     """
-    if fields["dtype"] not in DTYPES:
-        raise UserError(f"unknown model.dtype {fields['dtype']!r}: choose one of {', '.join(DTYPES)}")
-    return WideResNet(num_classes=num_classes, **{**fields, "dtype": DTYPES[fields["dtype"]]})
+    return WideResNet(num_classes=num_classes, **{**fields, "dtype": get_dtype(fields["dtype"])})

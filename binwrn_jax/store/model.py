@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from binwrn_jax.errors import UserError
+from binwrn_jax.nn.registry import get_dtype
 from binwrn_jax.store.description import Description
 from binwrn_jax.store.manifest import Damaged, check_files, describe_files, open_sealed, readable, seal
 from binwrn_jax.store.orbax import own_checkpointer
@@ -121,27 +122,24 @@ class Model:
         Returns:
           float32 ``[N, num_classes]``.
         """
-        network = self.network.clone(dtype=jnp.float32) if hasattr(self.network, "dtype") else self.network
+        network = self.network_in("float32")
         return jnp.asarray(network.apply(jax.tree.map(jnp.asarray, variables), images))
 
+    def network_in(self, dtype: str | None) -> nn.Module:
+        """The network with activations of another dtype.
 
-def load_model(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`Model.load` as a pair of variables and the fields of ``model.json``; the variables as NumPy arrays.
+        Args:
+          dtype: ``'float32'`` or ``'bfloat16'``; None for the network's own.
 
-    Raises:
-      UserError: see `Model.load`.
-    """
-    model = Model.load(path)
-    return dict(model.variables), model.description.to_dict()
+        Returns:
+          A copy, or the network itself where it has no attribute ``dtype``.
 
-
-def save_model(directory: str | Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """`Model.save` of variables and the fields of ``model.json``.
-
-    Raises:
-      UserError: see `Description.from_dict`.
-    """
-    Model.create(variables, description).save(directory)
+        Raises:
+          UserError: unknown dtype.
+        """
+        if dtype is None or not hasattr(self.network, "dtype"):
+            return self.network
+        return self.network.clone(dtype=get_dtype(dtype))
 
 
 def find_model(path: str | Path) -> Path:

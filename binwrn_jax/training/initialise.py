@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,14 +25,7 @@ CONVENTIONS = ("padding", "input_relu", "plain")
 _log = logging.getLogger("binwrn_jax")
 
 
-class Source(NamedTuple):
-    """A trained model: ``variables`` and the fields of ``model.json``."""
-
-    variables: Mapping[str, Any]
-    description: Mapping[str, Any]
-
-
-def open_source(name: str) -> Source:
+def open_source(name: str) -> Model:
     """The model that ``init_from`` or ``recipe.teacher`` names.
 
     Args:
@@ -44,9 +37,8 @@ def open_source(name: str) -> Source:
     path = Path(name)
     if path.is_file() and path.suffix != ".mat":
         packed = load_packed(path)
-        return Source(packed.variables, packed.description)
-    model = to_model(read_released(path)) if path.is_file() else Model.load(path)
-    return Source(model.variables, model.description.to_dict())
+        return Model.create(packed.variables, packed.description)
+    return to_model(read_released(path)) if path.is_file() else Model.load(path)
 
 
 def initial_state(state: TrainState, name: str, config: ConfigDict) -> TrainState:
@@ -65,7 +57,7 @@ def initial_state(state: TrainState, name: str, config: ConfigDict) -> TrainStat
         conventions.
     """
     source = open_source(name)
-    fields = source.description.get("model") or {}
+    fields = source.description.model or {}
     for field in CONVENTIONS:
         if field in fields and fields[field] != config.model[field]:
             raise UserError(
@@ -73,7 +65,7 @@ def initial_state(state: TrainState, name: str, config: ConfigDict) -> TrainStat
                 f"give --config.model.{field}={fields[field]}"
             )
     ours, theirs = _leaves(state.variables), _leaves(source.variables)
-    fresh = new_layers(ours, theirs, name, int(source.description["num_classes"]))
+    fresh = new_layers(ours, theirs, name, source.description.num_classes)
     if fresh:
         layers = ", ".join(sorted({path.split("/")[1] for path in fresh}))
         _log.info("init_from %s has other classes: %s of this run starts anew", name, layers)

@@ -20,7 +20,6 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import make_eval_step, make_logits_step
 from binwrn_jax.graph import cost
 from binwrn_jax.nn import operations
-from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import processes as distributed
 from binwrn_jax.parallel import sharding
 from binwrn_jax.parallel.signals import StopRequest
@@ -271,13 +270,13 @@ def with_teacher(resolved: ResolvedRun) -> ResolvedRun:
     if not fields.teacher:
         return resolved
     source = open_source(fields.teacher)
-    classes, shape = source.description["num_classes"], tuple(source.description["image_shape"])
+    classes, shape = source.description.num_classes, source.description.image_shape
     if classes != dataset.num_classes or shape[2] != dataset.image_shape[2]:
         raise UserError(
             f"recipe.teacher {fields.teacher} has {classes} classes and images of {shape}, {dataset.name} "
             f"{dataset.num_classes} and {dataset.image_shape}: choose a teacher for this data set"
         )
-    network, variables = create_network(source.description["model"], classes), dict(source.variables)
+    network, variables = source.network, dict(source.variables)
 
     def teacher(images: jax.Array) -> Any:
         return network.apply(variables, images)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from binwrn_jax import UserError, base_config, load, save_model
+from binwrn_jax import Description, Model, UserError, base_config, load
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.nn.registry import create_network
@@ -25,17 +25,7 @@ def make_model(folder, *, weights="1bit", classes=10, shape=DIGITS, seed=0):
     variables = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
     for name, moments in variables["batch_stats"].items():
         moments["var"] = np.full_like(moments["var"], 4000 if name == "bn0" else 1)
-    save_model(
-        folder,
-        variables,
-        {
-            "model": fields,
-            "num_classes": classes,
-            "image_shape": list(shape),
-            "dataset": "digits",
-            "class_names": [],
-        },
-    )
+    Model(model, variables, Description(classes, shape, fields, "digits")).save(folder)
     return folder
 
 

@@ -36,7 +36,8 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import evaluate, make_eval_step, measure
 from binwrn_jax.nn.registry import create_network
 from binwrn_jax.parallel import sharding
-from binwrn_jax.store.model import load_model, save_model
+from binwrn_jax.store.description import Description
+from binwrn_jax.store.model import Model
 from binwrn_jax.training.config import base_config
 from binwrn_jax.training.resolve import resolve
 
@@ -493,16 +494,11 @@ def model(tmp_path_factory):
     stats = {name: {"mean": m["mean"], "var": m["std"] ** 2} for name, m in moments.items()}
     # Only the first ten classes have a chance: so some of the seven labels are right, and some among five.
     stats["bn8"] = {**stats["bn8"], "mean": stats["bn8"]["mean"] + np.float32(30) * (np.arange(1000) >= 10)}
-    description = {
-        "model": fields,
-        "num_classes": 1000,
-        "image_shape": [224, 224, 3],
-        "dataset": "imagenet2012",
-        "class_names": list(open_dataset("imagenet2012").info.class_names),
-        "input": {"resize": "center_crop"},
-    }
+    names = open_dataset("imagenet2012").info.class_names
+    resize = {"resize": "center_crop"}
+    description = Description(1000, (224, 224, 3), fields, "imagenet2012", names, resize)
     folder = tmp_path_factory.mktemp("model")
-    save_model(folder, {"params": variables["params"], "batch_stats": stats}, description)
+    Model(network, {"params": variables["params"], "batch_stats": stats}, description).save(folder)
     return folder
 
 
@@ -543,10 +539,10 @@ def test_the_command_and_the_run_evaluate_alike(capsys, model, root, tmp_path):
     theirs = json.loads(capsys.readouterr().out)
     assert (theirs["n"], theirs["crops"]) == (4, 25)
     np.testing.assert_array_equal(np.load(file)["labels"], range(4))
-    variables, description = load_model(model)
-    step = jax.jit(make_eval_step(create_network(description["model"], 1000)))
+    opened = Model.load(model)
+    step = jax.jit(make_eval_step(opened.network))
     data = streamed(root, "validation[:4]", batch_size=8, devices=min(8, len(jax.devices())), crops=25)
-    ours = evaluate(step, variables, data.in_order())
+    ours = evaluate(step, dict(opened.variables), data.in_order())
     for key in ("n", "correct", "top5_error"):
         assert ours[key] == theirs[key]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)

@@ -18,6 +18,8 @@ from binwrn_jax.deploy import numpy_reader, onnx_file, stablehlo
 from binwrn_jax.deploy.packed import PackedModel, pack, serialise
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.registry import create_network
+from binwrn_jax.store.description import Description
+from binwrn_jax.store.model import Model
 from binwrn_jax.training.config import base_config
 
 onnx = pytest.importorskip("onnx")
@@ -63,15 +65,9 @@ def make(name="residual", **more):
         )
 
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
-    description = {
-        "model": fields,
-        "num_classes": 10,
-        "image_shape": list(shape),
-        "dataset": "cifar10",
-        "class_names": [f"klass {i} ü" for i in range(10)],
-        "license": "CC0-1.0",
-    }
-    packed = pack(variables, description, images_of(shape, 1, seed=99)[0])
+    names = tuple(f"klass {i} ü" for i in range(10))
+    description = Description(10, shape, fields, "cifar10", names, license="CC0-1.0")
+    packed = pack(Model(model, variables, description), images_of(shape, 1, seed=99)[0])
     images = images_of(shape, 7)
     return packed, images, np.asarray(jax.jit(model.apply)(variables, images))
 
@@ -195,10 +191,9 @@ def test_released_network_predicts_the_same_from_both_files(tmp_path):
 
     source = Path(os.environ["BINWRN_OFFICIAL_DIR"]) / "keras_cifar10_allparams.mat"
     import_released(source, tmp_path / "model", "cifar10")
-    from binwrn_jax.store.model import load_model
 
     data = load("cifar10", "test", limit=200)
-    packed = pack(*load_model(tmp_path / "model"), data.images[0])
+    packed = pack(Model.load(tmp_path / "model"), data.images[0])
     expected = open_model(tmp_path / "model")(data.images)
     for name, (write, open_) in EXPORTERS.items():
         write(packed, tmp_path / name)

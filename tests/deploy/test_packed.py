@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as arrays_of
 from packed_corpus import HOSTILE
 from packed_models import GOLDEN, golden_model
 
-from binwrn_jax import UserError, load_packed, save_model
+from binwrn_jax import Description, Model, UserError, load_packed
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import export as verified
 from binwrn_jax.deploy import numpy_reader
@@ -35,10 +35,10 @@ FORMAT_TEXT = (ROOT / "docs" / "packed-format.md").read_text()
 RNG_IMAGES = np.random.default_rng(1).integers(0, 256, (5, 12, 8, 3), dtype=np.uint8)
 
 
-def network(seed=0, width=0.45, shape=(12, 8, 3), classes=7, **fields):
-    """A small network with moments and scales that matter: model, variables, description."""
+def make_model(seed=0, width=0.45, shape=(12, 8, 3), classes=7, **fields) -> Model:
+    """A small network with moments and scales that matter."""
     fields = {**base_config().model.to_dict(), "depth": 8, "width": width, **fields}
-    model = create_network(fields, classes)
+    network = create_network(fields, classes)
     rng = np.random.default_rng(seed)
 
     def trained(path, x):
@@ -54,23 +54,16 @@ def network(seed=0, width=0.45, shape=(12, 8, 3), classes=7, **fields):
             return np.float32(rng.normal(size=x.shape))
         return np.asarray(x)
 
-    fresh = model.init(jax.random.key(seed), np.zeros((1, *shape), np.uint8))
+    fresh = network.init(jax.random.key(seed), np.zeros((1, *shape), np.uint8))
     variables = jax.tree_util.tree_map_with_path(trained, fresh)
-    description = {
-        "model": fields,
-        "num_classes": classes,
-        "image_shape": list(shape),
-        "dataset": None,
-        "class_names": [],
-    }
-    return model, variables, description
+    return Model(network, variables, Description(classes, shape, fields))
 
 
 def write(path, **fields):
-    model, variables, description = network(**fields)
-    packed = pack(variables, description, RNG_IMAGES[0])
+    model = make_model(**fields)
+    packed = pack(model, RNG_IMAGES[0])
     write_packed(packed, path)
-    return model, variables, packed
+    return model.network, model.variables, packed
 
 
 NETWORKS = {
@@ -99,11 +92,11 @@ def file(tmp_path_factory):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_reader_gives_the_networks_logits(tmp_path, name):
-    model, variables, packed = write(tmp_path / "m", **NETWORKS[name])
-    run = jax.jit(model.apply)
+    network, variables, packed = write(tmp_path / "m", **NETWORKS[name])
+    run = jax.jit(network.apply)
     expected = np.asarray(run(variables, RNG_IMAGES))
     loaded = load_packed(tmp_path / "m")
-    assert loaded.model == model
+    assert loaded.model == network
     results = {
         "jax": loaded.predict(RNG_IMAGES),
         "numpy": open_numpy(tmp_path / "m")(RNG_IMAGES),
@@ -119,7 +112,7 @@ def test_every_reader_gives_the_networks_logits(tmp_path, name):
 
 
 def test_variables_to_train_on_have_the_moments_that_were(tmp_path):
-    model, variables, packed = write(tmp_path / "m")
+    network, variables, packed = write(tmp_path / "m")
     again = load_packed(tmp_path / "m").variables
     assert jax.tree.structure(again) == jax.tree.structure(variables)
     for layer, moments in variables["batch_stats"].items():
@@ -133,7 +126,7 @@ def test_variables_to_train_on_have_the_moments_that_were(tmp_path):
         np.testing.assert_array_equal(latent < 0, old < 0)
         assert len(np.unique(latent)) == 2
     # It trains: the gradient with respect to each latent weight exists and is finite.
-    loss = jax.jit(jax.grad(lambda params: model.apply({**again, "params": params}, RNG_IMAGES).sum()))
+    loss = jax.jit(jax.grad(lambda params: network.apply({**again, "params": params}, RNG_IMAGES).sum()))
     grads = loss(again["params"])
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
@@ -166,28 +159,27 @@ def test_any_number_of_images_and_no_other_shape(file):
 
 
 def test_32_bit_weights_are_refused():
-    _, variables, description = network(weights="32bit")
     with pytest.raises(UserError, match="32-bit weights: only the 1-bit rules"):
-        pack(variables, description, RNG_IMAGES[0])
+        pack(make_model(weights="32bit"), RNG_IMAGES[0])
 
 
 def test_a_network_that_diverged_is_refused():
-    _, variables, description = network()
-    variables["batch_stats"]["bn3"]["var"][0] = np.nan
+    model = make_model()
+    model.variables["batch_stats"]["bn3"]["var"][0] = np.nan
     with pytest.raises(UserError, match=r"'affine3.scale' is not finite"):
-        pack(variables, description, RNG_IMAGES[0])
-    _, variables, description = network()
-    variables["params"]["conv2"]["kernel"] = np.full_like(variables["params"]["conv2"]["kernel"], np.nan)
+        pack(model, RNG_IMAGES[0])
+    model = make_model()
+    layer = model.variables["params"]["conv2"]
+    layer["kernel"] = np.full_like(layer["kernel"], np.nan)
     with pytest.raises(UserError, match="NaN weights"):
-        pack(variables, description, RNG_IMAGES[0])
+        pack(model, RNG_IMAGES[0])
 
 
 @pytest.mark.slow
 def test_a_20_10_is_within_3_percent_of_its_bits():
     rng = np.random.default_rng(0)
-    _, variables, description = network(depth=20, width=10.0, shape=(32, 32, 3), classes=10)
-    image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    packed = pack(variables, description, image)
+    model = make_model(depth=20, width=10.0, shape=(32, 32, 3), classes=10)
+    packed = pack(model, rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
     assert packed.ideal_bytes == 26_737_120 // 8
     assert len(serialise(packed)) <= 1.03 * packed.ideal_bytes
 
@@ -502,9 +494,8 @@ def test_any_value_anywhere_in_the_metadata_is_refused_or_runs(tmp_path, parts, 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    _, variables, description = network()
     folder = tmp_path_factory.mktemp("models") / "model"
-    save_model(folder, variables, description)
+    make_model().save(folder)
     return folder
 
 

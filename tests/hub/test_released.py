@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from binwrn_jax import UserError, base_config, load, load_model
+from binwrn_jax import Description, Model, UserError, base_config, load
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.deploy.predictor import JaxPredictor
@@ -38,7 +38,7 @@ needs_cifar = pytest.mark.skipif(
 
 
 def random_model(layout, *, depth=8, width=0.5, classes=7, shape=(12, 12, 3), affine=False, seed=0):
-    """Variables and description of a network with the layout's conventions and BN moments of its own."""
+    """A model with the layout's conventions and BN moments of its own."""
     fields = {
         **base_config().model.to_dict(),
         "depth": depth,
@@ -48,8 +48,8 @@ def random_model(layout, *, depth=8, width=0.5, classes=7, shape=(12, 12, 3), af
         "input_relu": layout != "keras",
         "affine": affine,
     }
-    model = create_network(fields, classes)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *shape), np.uint8))
+    network = create_network(fields, classes)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, *shape), np.uint8))
     rng = np.random.default_rng(seed)
     variables = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
     for name, moments in variables["batch_stats"].items():
@@ -60,13 +60,13 @@ def random_model(layout, *, depth=8, width=0.5, classes=7, shape=(12, 12, 3), af
         if name in variables["params"]:
             variables["params"][name]["scale"] = rng.uniform(0.5, 1.5, size).astype(np.float32)
             variables["params"][name]["offset"] = rng.normal(0, 0.3, size).astype(np.float32)
-    return variables, {"model": fields, "num_classes": classes, "image_shape": list(shape)}
+    return Model(network, variables, Description(classes, shape, fields))
 
 
-def content_of(layout, variables, description, first_number=0):
+def content_of(layout, model, first_number=0):
     """What the author's program of that layout saves of a network."""
-    params, stats = variables["params"], variables["batch_stats"]
-    depth, plain = description["model"]["depth"], description["model"]["plain"]
+    params, stats = model.variables["params"], model.variables["batch_stats"]
+    depth, plain = model.network.depth, model.network.plain
     bits = [(params[f"conv{i}"]["kernel"] >= 0).astype(np.uint8) for i in range(depth)]
     moments = [stats[f"bn{i}"] for i in range(depth + 1)]
     affine = [params.get(f"bn{i}") for i in range(depth + 1)]
@@ -132,21 +132,19 @@ def write(path, content):
 def test_an_imported_file_computes_what_its_source_computes(
     tmp_path, capsys, layout, depth, width, classes, shape, affine
 ):
-    variables, description = random_model(
-        layout, depth=depth, width=width, classes=classes, shape=shape, affine=affine
-    )
+    model = random_model(layout, depth=depth, width=width, classes=classes, shape=shape, affine=affine)
     # From 95: the numbers of the layers pass from two digits to three.
-    path = write(tmp_path / "anything.bin", content_of(layout, variables, description, first_number=95))
+    path = write(tmp_path / "anything.bin", content_of(layout, model, first_number=95))
     assert main(["import", str(path), "--output", str(tmp_path / "model")]) == 0
     out = capsys.readouterr().out
     assert f" {depth}-{width:g}, {shape[2]} input channels, {classes} classes" in out
 
-    _, imported = load_model(tmp_path / "model")
-    assert imported["model"] == description["model"]
-    assert imported["num_classes"] == classes
-    assert imported["dataset"] is None
+    imported = Model.load(tmp_path / "model").description
+    assert imported.model == model.description.model
+    assert imported.num_classes == classes
+    assert imported.dataset is None
     images = np.random.default_rng(1).integers(0, 256, (5, *shape), dtype=np.uint8)
-    expected = JaxPredictor(variables, description)(images)
+    expected = JaxPredictor(model)(images)
     actual = open_model(tmp_path / "model")(images)
     assert np.ptp(expected) > 0.01  # the networks do answer differently
     if layout == "keras":
@@ -157,20 +155,18 @@ def test_an_imported_file_computes_what_its_source_computes(
 
 def test_the_order_is_that_of_the_numbers_not_of_the_file(tmp_path):
     """As in Keras' own file the first layer has no number, and conv2d_10 sorts before conv2d_2 as text."""
-    variables, description = random_model("keras", depth=14)
-    content = content_of("keras", variables, description)
+    model = random_model("keras", depth=14)
+    content = content_of("keras", model)
     assert "conv2d" in content and "conv2d_10" in content
     shuffled = dict(sorted(content.items()))
     import_released(write(tmp_path / "a.mat", shuffled), tmp_path / "model")
     images = np.random.default_rng(1).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(
-        open_model(tmp_path / "model")(images), JaxPredictor(variables, description)(images)
-    )
+    np.testing.assert_array_equal(open_model(tmp_path / "model")(images), JaxPredictor(model)(images))
 
 
 def test_recorded_accuracy_and_dataset(tmp_path, capsys):
-    variables, description = random_model("matlab", classes=10, shape=(28, 28, 1))
-    path = write(tmp_path / "a.mat", content_of("matlab", variables, description))
+    model = random_model("matlab", classes=10, shape=(28, 28, 1))
+    path = write(tmp_path / "a.mat", content_of("matlab", model))
     assert main(["import", str(path), "--output", str(tmp_path / "model"), "--dataset", "mnist"]) == 0
     assert "2: 50.50, 3: 62.00" in capsys.readouterr().out
     imported = json.loads((tmp_path / "model" / "model.json").read_text())
@@ -183,9 +179,9 @@ def test_recorded_accuracy_and_dataset(tmp_path, capsys):
 
 def test_latent_weights_have_the_magnitude_of_the_scale(tmp_path):
     for layout, factor in (("matlab", np.sqrt(2)), ("matlab-plain", 2)):
-        variables, description = random_model(layout)
-        import_released(write(tmp_path / "a.mat", content_of(layout, variables, description)), tmp_path / "m")
-        params = load_model(tmp_path / "m")[0]["params"]
+        released = write(tmp_path / "a.mat", content_of(layout, random_model(layout)))
+        import_released(released, tmp_path / "m")
+        params = Model.load(tmp_path / "m").variables["params"]
         np.testing.assert_allclose(np.abs(params["conv1"]["kernel"]), factor / np.sqrt(9 * 8), rtol=1e-6)
 
 
@@ -196,7 +192,7 @@ def test_latent_weights_have_the_magnitude_of_the_scale(tmp_path):
 def sources(tmp_path_factory):
     """A good file of each layout: its content."""
     return {
-        layout: content_of(layout, *random_model(layout)) for layout in ("keras", "matlab", "matlab-plain")
+        layout: content_of(layout, random_model(layout)) for layout in ("keras", "matlab", "matlab-plain")
     }
 
 
@@ -398,7 +394,7 @@ SMALL_RATE = {"schedule.peak": 1e-4, "schedule.floor": 1e-5}
 def test_training_goes_on_where_the_released_network_stood(tmp_path):
     first = run_training(tmp_path / "first", "digits.py:8-0.5", epochs=6)
     assert first["test_error"] < 50  # chance is 90
-    released = write(tmp_path / "a.mat", content_of("matlab", *load_model(tmp_path / "first")))
+    released = write(tmp_path / "a.mat", content_of("matlab", Model.load(tmp_path / "first")))
     import_released(released, tmp_path / "model")
     second = run_training(
         tmp_path / "second", "digits.py:8-0.5", epochs=1, init_from=tmp_path / "model", **SMALL_RATE
@@ -411,7 +407,7 @@ def test_training_goes_on_where_the_released_network_stood(tmp_path):
 def test_training_refuses_other_conventions_than_those_of_the_import(tmp_path, capsys, monkeypatch):
     """Of the same shapes, so that nothing else would tell: such a network starts near chance."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    released = content_of("keras", *random_model("keras", classes=10, shape=(8, 8, 1)))
+    released = content_of("keras", random_model("keras", classes=10, shape=(8, 8, 1)))
     import_released(write(tmp_path / "a.mat", released), tmp_path / "model")
     arguments = ["--config=configs/digits.py:8-0.5", "--config.devices=1", f"--workdir={tmp_path / 'run'}"]
     arguments += [f"--config.init_from={tmp_path / 'model'}"]
@@ -466,9 +462,9 @@ def test_the_plain_file_runs(tmp_path, capsys):
     assert main(["import", str(path), "--output", str(tmp_path / "model")]) == 0
     out = capsys.readouterr().out
     assert "plain network 20-4" in out and "20 convolutions, 4,303,552 weights of 1 bit: 0.513 MiB" in out
-    variables, description = load_model(tmp_path / "model")
-    assert description["model"]["plain"] and description["num_classes"] == 100
-    kernel = variables["params"]["conv1"]["kernel"]
+    model = Model.load(tmp_path / "model")
+    assert model.network.plain and model.description.num_classes == 100
+    kernel = model.variables["params"]["conv1"]["kernel"]
     np.testing.assert_allclose(np.unique(np.abs(kernel)), [2 / np.sqrt(9 * 64)], rtol=1e-6)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     logits = open_model(tmp_path / "model")(images)
@@ -493,8 +489,7 @@ def test_the_first_200_test_images(tmp_path, capsys, name, errors, loss):
     assert result["loss"] == pytest.approx(loss, abs=2e-4)
     # Saved and restored: the same logits to the last bit as straight from the file.
     images = load("cifar10", "test", limit=16).images
-    unsaved = to_model(read_released(Path(OFFICIAL) / name))
-    unsaved = JaxPredictor(unsaved.variables, unsaved.description.to_dict())
+    unsaved = JaxPredictor(to_model(read_released(Path(OFFICIAL) / name)))
     np.testing.assert_array_equal(open_model(model)(images), unsaved(images))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from damage import flips
 
-from binwrn_jax import Description, Model, UserError, load_model, save_model
+from binwrn_jax import Description, Model, UserError
 from binwrn_jax.nn.registry import default_fields
 from binwrn_jax.store.manifest import Damaged, open_sealed, seal
 from binwrn_jax.store.model import find_model, stored_step
@@ -72,8 +72,7 @@ def test_a_model_comes_back_as_it_was(folder):
 def test_text_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_model().save("d")
-    variables, description = load_model("d")
-    save_model("made/e", variables, description)
+    Model.load("d").save("made/e")
     os.rename("made/e", "e")
     assert_same(Model.load("e"), Model.load(Path("d")))
     assert find_model("d") == Path("d")
@@ -168,11 +167,10 @@ def test_metadata_that_makes_no_sense_is_refused_when_the_folder_is_opened(folde
     with pytest.raises(UserError, match=message) as caught:
         Model.load(tmp_path / "m")
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
-    # Nor is such a model written.
+    # Nor is such a model made.
     if "format" not in change:
         with pytest.raises(UserError, match=message):
-            save_model(tmp_path / "other", make_model().variables, {**FIELDS, **change})
-        assert not (tmp_path / "other").exists()
+            Model.create(make_model().variables, {**FIELDS, **change})
 
 
 @pytest.mark.parametrize(

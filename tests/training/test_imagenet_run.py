@@ -1,22 +1,19 @@
 """ImageNet's real JPEGs through a whole run of real processes: steps, one crop and 25, kill -9 and resume."""
 
+import functools
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
+import runs
+from runs import assert_same_network, shared_compilations  # noqa: F401
 
 from binwrn_jax.cli.main import main
-from binwrn_jax.store.model import load_model
 
-ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("TFDS_DATA_DIR", "")
 
 pytestmark = pytest.mark.skipif(
@@ -39,29 +36,7 @@ RUN = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_compilations(tmp_path_factory):
-    """The processes of this file run the same programs: the first compiles them for all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
-
-
-def start(workdir, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "train.py", *RUN, f"--workdir={workdir}", *arguments],
-        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def finish(workdir, *arguments):
-    process = start(workdir, *arguments)
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    return output
+start, finish = (functools.partial(function, run=RUN) for function in (runs.start, runs.finish))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +71,7 @@ def test_kill_9_then_the_same_command_ends_with_the_same_bits(whole, tmp_path):
     assert process.returncode == -signal.SIGKILL
     output = finish(tmp_path, "--config.data.workers=0")
     assert re.search(r"resumed at step [2-6]", output)
-    jax.tree.map(np.testing.assert_array_equal, load_model(whole)[0], load_model(tmp_path)[0])
+    assert_same_network(whole, tmp_path)
     ours, theirs = (json.loads((d / "summary.json").read_text())["test"] for d in (whole, tmp_path))
     assert ours == theirs
 

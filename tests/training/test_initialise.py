@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from binwrn_jax import UserError, base_config, init_state, resolve, save_model
+from binwrn_jax import Description, Model, UserError, base_config, init_state, resolve
 from binwrn_jax.data.catalog import lookup
 from binwrn_jax.deploy.packed import pack, write_packed
 from binwrn_jax.training.initialise import initial_state
@@ -35,13 +35,10 @@ def trained(tmp_path_factory):
         ),
         state.variables,
     )
-    description = {
-        "model": config.model.to_dict(), "num_classes": 10, "image_shape": [8, 8, 1], "dataset": "digits",
-        "class_names": [],
-    }  # fmt: skip
-    save_model(folder / "model", variables, description)
-    image = np.zeros((8, 8, 1), np.uint8)
-    write_packed(pack(variables, description, image), folder / "model.safetensors")
+    description = Description(10, (8, 8, 1), config.model.to_dict(), "digits")
+    model = Model(description.network(), variables, description)
+    model.save(folder / "model")
+    write_packed(pack(model, np.zeros((8, 8, 1), np.uint8)), folder / "model.safetensors")
     return folder, variables
 
 

@@ -1,5 +1,6 @@
 """The run as a user meets it: real processes, real digits, signals, resuming, bad input."""
 
+import functools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from runs import ROOT, RUN, assert_same_network, finish, numbers, shared_compila
 
 from binwrn_jax.cli import main as cli
 from binwrn_jax.cli.handler import guarded
-from binwrn_jax.store.model import load_model
+from binwrn_jax.store.model import Model
 from binwrn_jax.training.records import read_records
 
 
@@ -396,10 +397,8 @@ def test_resumes_on_another_number_of_devices(capsys, whole, tmp_path):
     workdir = copy_of(whole, tmp_path)
     subprocess.run(["rm", "-r", str(workdir / "checkpoints" / "168")], check=True)
     assert run(capsys, *RUN, "--config.devices=2", f"--workdir={workdir}")[0] == 0
-    ours, theirs = (
-        np.concatenate([x.ravel() for x in jax.tree.leaves(load_model(w)[0])]) for w in (workdir, whole)
-    )
-    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02)
+    ours, theirs = (dict(Model.load(folder).variables) for folder in (workdir, whole))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0.02, atol=0.02), ours, theirs)
 
 
 def test_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
