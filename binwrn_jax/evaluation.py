@@ -129,18 +129,18 @@ def metric_sums(logits: Float[Array, "N classes"], labels: Int[Array, " N"], mas
     }
 
 
-def make_eval_step(model: Any) -> Callable[[Any, Inputs], Sums]:
+def make_eval_step(network: Any) -> Callable[[Any, Inputs], Sums]:
     """The evaluation step ``(variables, inputs) -> sums``, see `binwrn_jax.evaluation.metric_sums`.
 
     ``inputs`` as `fetch` takes them, and ``mask`` bool ``[B]``, False at padding; images may have several
-    crops, uint8 ``[B, crops, H, W, C]``, over which the softmax is averaged (section 3.3). ``model`` is a
-    network of `binwrn_jax.nn`, or what `binwrn_jax.load_packed` gives, with its ``weights`` as variables.
+    crops, uint8 ``[B, crops, H, W, C]``, over which the softmax is averaged (section 3.3). ``network`` is
+    one of `binwrn_jax.nn`, or what `binwrn_jax.load_packed` gives, with its ``weights`` as variables.
     """
 
     def eval_step(variables: Any, inputs: Inputs) -> Sums:
         images, labels = fetch(inputs)
         crops = images.shape[1] if images.ndim == 5 else 1
-        logits: Any = model.apply(variables, images.reshape(-1, *images.shape[-3:]), train=False)
+        logits: Any = network.apply(variables, images.reshape(-1, *images.shape[-3:]), train=False)
         if crops > 1:
             logits = average_crops(logits, crops)
         return metric_sums(logits, labels, inputs["mask"])
@@ -148,12 +148,12 @@ def make_eval_step(model: Any) -> Callable[[Any, Inputs], Sums]:
     return eval_step
 
 
-def make_logits_step(model: Any) -> Callable[[Any, Inputs], tuple[jax.Array, jax.Array, jax.Array]]:
+def make_logits_step(network: Any) -> Callable[[Any, Inputs], tuple[jax.Array, jax.Array, jax.Array]]:
     """The step ``(variables, inputs) -> (logits, labels, mask)`` of inputs as `make_eval_step` has them."""
 
     def logits_step(variables: Any, inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
         images, labels = fetch(inputs)
-        return model.apply(variables, images, train=False), labels, inputs["mask"]
+        return network.apply(variables, images, train=False), labels, inputs["mask"]
 
     return logits_step
 

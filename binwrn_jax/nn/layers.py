@@ -26,12 +26,12 @@ PADDINGS = ("symmetric", "same")
 BN_EPSILON = 1e-5
 
 
-def spatial_pads(shape: tuple[int, int], window: int, stride: int, padding: str) -> Pads:
+def spatial_pads(shape: tuple[int, int], size: int, stride: int, padding: str) -> Pads:
     """Pixels to add before and after each spatial axis, for a square window.
 
     Args:
       shape: ``(H, W)`` of the input.
-      window: F, the side of the kernel or pool, odd.
+      size: F, the side of the kernel or pool, odd.
       stride: 1 or 2.
       padding: ``'symmetric'`` is MATLAB's, ``(F - 1) / 2`` on each side whatever the stride;
         ``'same'`` is Keras', which on an even-sized image with stride 2 adds 0 before and 1
@@ -43,11 +43,11 @@ def spatial_pads(shape: tuple[int, int], window: int, stride: int, padding: str)
     if padding not in PADDINGS:
         raise UserError(f"unknown padding {padding!r}: choose one of {', '.join(PADDINGS)}")
     if padding == "symmetric":
-        half = (window - 1) // 2
+        half = (size - 1) // 2
         return (half, half), (half, half)
 
-    def same(size: int) -> tuple[int, int]:
-        total = max((-(-size // stride) - 1) * stride + window - size, 0)
+    def same(extent: int) -> tuple[int, int]:
+        total = max((-(-extent // stride) - 1) * stride + size - extent, 0)
         return total // 2, total - total // 2
 
     return same(shape[0]), same(shape[1])

@@ -117,45 +117,45 @@ onednn_convolution.defvjp(_forward, _backward)
 # --- pooling ------------------------------------------------------------------------------------------------
 
 
-def average_pool(x: Images, window: Strides, strides: Strides, pads: Pads) -> Pooled:
+def average_pool(x: Images, pool_size: Strides, strides: Strides, pads: Pads) -> Pooled:
     """Averages over windows, of the pixels inside the image also at its border; differentiable.
 
     Args:
       x: images.
-      window: sides of the windows.
+      pool_size: height and width of a window.
       strides: along the two spatial axes.
       pads: what windows reach beyond the image before and after each spatial axis.
     """
     if _cpu_alone(x):
-        return onednn_average_pool(x, window, strides, pads)
-    return xla_average_pool(x, window, strides, pads)
+        return onednn_average_pool(x, pool_size, strides, pads)
+    return xla_average_pool(x, pool_size, strides, pads)
 
 
-def xla_average_pool(x: Images, window: Strides, strides: Strides, pads: Pads) -> Pooled:
+def xla_average_pool(x: Images, pool_size: Strides, strides: Strides, pads: Pads) -> Pooled:
     """`average_pool` by XLA."""
-    return nn.avg_pool(x, window, strides, pads, count_include_pad=False).astype(x.dtype)
+    return nn.avg_pool(x, pool_size, strides, pads, count_include_pad=False).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def onednn_average_pool(x: Images, window: Strides, strides: Strides, pads: Pads) -> Pooled:
+def onednn_average_pool(x: Images, pool_size: Strides, strides: Strides, pads: Pads) -> Pooled:
     """`average_pool` by oneDNN in what is compiled for a CPU, by XLA in what is compiled for others."""
     return jax.lax.platform_dependent(
         x,
-        cpu=lambda x: cpu.pool_forward(x, window, strides, pads),
-        default=lambda x: xla_average_pool(x, window, strides, pads),
+        cpu=lambda x: cpu.pool_forward(x, pool_size, strides, pads),
+        default=lambda x: xla_average_pool(x, pool_size, strides, pads),
     )
 
 
-def _pool_forward(x: Images, window: Strides, strides: Strides, pads: Pads) -> tuple[Pooled, Images]:
-    return onednn_average_pool(x, window, strides, pads), x
+def _pool_forward(x: Images, pool_size: Strides, strides: Strides, pads: Pads) -> tuple[Pooled, Images]:
+    return onednn_average_pool(x, pool_size, strides, pads), x
 
 
-def _pool_backward(window: Strides, strides: Strides, pads: Pads, x: Images, g: Pooled) -> tuple[Images]:
+def _pool_backward(pool_size: Strides, strides: Strides, pads: Pads, x: Images, g: Pooled) -> tuple[Images]:
     def elsewhere(x: Images, g: Pooled) -> Images:
-        return jax.vjp(lambda x: xla_average_pool(x, window, strides, pads), x)[1](g)[0]
+        return jax.vjp(lambda x: xla_average_pool(x, pool_size, strides, pads), x)[1](g)[0]
 
     def on_cpu(x: Images, g: Pooled) -> Images:
-        return cpu.pool_gradient(g, x.shape, window, strides, pads)
+        return cpu.pool_gradient(g, x.shape, pool_size, strides, pads)
 
     return (jax.lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere),)
 

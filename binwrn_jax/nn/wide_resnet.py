@@ -41,7 +41,7 @@ class Architecture(NamedTuple):
     Attributes:
       channels: of the first scale, doubled at each further one.
       blocks: residual blocks of two convolutions at each scale.
-      window: side of the first convolution.
+      kernel_size: of the first convolution.
       stride: of the first convolution.
       pool: whether a 3x3 max pool of stride 2 follows it.
       min_size: least height and width of an image.
@@ -49,7 +49,7 @@ class Architecture(NamedTuple):
 
     channels: int
     blocks: tuple[int, ...]
-    window: int
+    kernel_size: int
     stride: int
     pool: bool
     min_size: int
@@ -83,12 +83,12 @@ def architecture(depth: int, width: float) -> Architecture:
             f"{int(math.sqrt(MOST_WEIGHTS) / 3) // (512 if imagenet else 64)}"
         )
     if imagenet:
-        return Architecture(channels, IMAGENET_BLOCKS[depth], window=7, stride=2, pool=True, min_size=32)
+        return Architecture(channels, IMAGENET_BLOCKS[depth], kernel_size=7, stride=2, pool=True, min_size=32)
     n, rest = divmod(depth - 2, 6)
     if rest or n < 1:
         low = max(n, 1) * 6 + 2
         raise UserError(f"depth {depth} is not 6n + 2: use {low} or {low + 6}, or 18 or 34 for ImageNet")
-    return Architecture(channels, (n, n, n), window=3, stride=1, pool=False, min_size=8)
+    return Architecture(channels, (n, n, n), kernel_size=3, stride=1, pool=False, min_size=8)
 
 
 class WideResNet(nn.Module):
@@ -184,7 +184,7 @@ class WideResNet(nn.Module):
         x = norm(affine=True, name="bn0")(images, train)
         if self.input_relu:
             x = nn.relu(x)
-        x = conv(x, 0, net.channels, net.window, net.stride)
+        x = conv(x, 0, net.channels, net.kernel_size, net.stride)
         if net.pool:
             x = nn.max_pool(x, (3, 3), (2, 2), spatial_pads((x.shape[1], x.shape[2]), 3, 2, self.padding))
 

@@ -20,7 +20,7 @@ RULES = ("dataset", "running")
 
 
 def make_moments_step(
-    model: nn.Module, recipe: Recipe, seed: int = 0
+    network: nn.Module, recipe: Recipe, seed: int = 0
 ) -> Callable[[Any, Any, Inputs, jax.Array], Any]:
     """One batch of the pass that computes the BN moments for inference (section 3.2.1).
 
@@ -33,17 +33,17 @@ def make_moments_step(
     def moments_step(sums: Any, variables: Any, inputs: Inputs, position: jax.Array) -> Any:
         images, _ = fetch(inputs)
         images = recipe.augment(stream_key(seed, MOMENTS_STREAM, position), images)
-        _, updated = model.apply(variables, images, train=True, mutable=["moments", "batch_stats"])
+        _, updated = network.apply(variables, images, train=True, mutable=["moments", "batch_stats"])
         return jax.tree.map(jnp.add, sums, updated["moments"])
 
     return moments_step
 
 
-def jit_moments_step(model: nn.Module, recipe: Recipe, seed: int, mesh: Mesh, streamed: bool) -> Any:
+def jit_moments_step(network: nn.Module, recipe: Recipe, seed: int, mesh: Mesh, streamed: bool) -> Any:
     """`make_moments_step` as one program for all devices of a mesh, which divide each batch."""
     everywhere = sharding.replicated(mesh)
     return jax.jit(
-        make_moments_step(model, recipe, seed),
+        make_moments_step(network, recipe, seed),
         donate_argnums=0,
         in_shardings=(everywhere, everywhere, sharding.inputs(mesh, streamed), everywhere),
         out_shardings=everywhere,

@@ -38,7 +38,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The collections that ``model.apply`` takes."""
+        """The collections that ``network.apply`` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -50,7 +50,7 @@ def stream_key(
 
 
 def init_state(
-    model: nn.Module,
+    network: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     seed: int = 0,
@@ -58,7 +58,7 @@ def init_state(
     """Fresh state: He-initialised latent kernels, unit BN, zero momentum.
 
     Args:
-      model: a network of `binwrn_jax.nn`.
+      network: of `binwrn_jax.nn`.
       optimizer: see `binwrn_jax.training.optimizer.sgd`.
       image_shape: ``(H, W, C)``.
       seed: any non-negative int.
@@ -69,7 +69,7 @@ def init_state(
     @jax.jit
     def init() -> TrainState:
         key = stream_key(seed, INIT_STREAM, 0, impl="rbg")
-        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))
+        variables = network.init(key, jnp.zeros((1, *image_shape), jnp.uint8))
         return TrainState(
             step=jnp.zeros([], jnp.int32),
             params=variables["params"],

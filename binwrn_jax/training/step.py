@@ -43,13 +43,13 @@ class Gradients(NamedTuple):
 GradientFunction = Callable[[Any, Any, Batch], Gradients]
 
 
-def batch_gradients(model: nn.Module, loss: Callable[[jax.Array, Any], jax.Array]) -> GradientFunction:
+def batch_gradients(network: nn.Module, loss: Callable[[jax.Array, Any], jax.Array]) -> GradientFunction:
     """The function ``(params, batch_stats, batch) -> Gradients`` of the mean loss of a batch."""
 
     def gradients(params: Any, batch_stats: Any, batch: Batch) -> Gradients:
         def loss_function(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": batch_stats}
-            logits, updated = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
+            logits, updated = network.apply(variables, batch.images, train=True, mutable=["batch_stats"])
             return loss(logits, batch.targets).mean(), (logits, updated["batch_stats"])
 
         (mean, (logits, updated)), grads = jax.value_and_grad(loss_function, has_aux=True)(params)
@@ -68,7 +68,7 @@ def accumulated(gradients: GradientFunction, count: int, group: int) -> Gradient
     Args:
       gradients: see `batch_gradients`.
       count: at least 2.
-      group: the model's ghost size, at least 1; the batch is a multiple of ``count`` groups.
+      group: the network's ghost size, at least 1; the batch is a multiple of ``count`` groups.
     """
 
     def cut(x: jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ def accumulated(gradients: GradientFunction, count: int, group: int) -> Gradient
 
 
 def make_train_step(
-    model: nn.Module,
+    network: nn.Module,
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
     seed: int = 0,
@@ -105,12 +105,12 @@ def make_train_step(
     """The SGD step: augment, forward and backward with binarised kernels, update the latent ones.
 
     Args:
-      model: a network of `binwrn_jax.nn`.
+      network: of `binwrn_jax.nn`.
       optimizer: see `binwrn_jax.training.optimizer.sgd`.
       recipe: see `binwrn_jax.training.recipes`; ``paper_recipe("flip_crop")`` is the paper's.
       seed: the recipe's key is derived from it and ``state.step``.
       steps_per_epoch: when to restart the epoch's sums.
-      accumulate: micro-batches, see `accumulated`; more than 1 needs a model with ghost groups.
+      accumulate: micro-batches, see `accumulated`; more than 1 needs a network with ghost groups.
 
     Returns:
       A pure function ``(state, inputs) -> (state, metrics)``, to be jitted with the state
@@ -118,9 +118,9 @@ def make_train_step(
       losses in nats since the epoch began), ``epoch_errors`` (int32 count) and ``loss``
       (float32, of this batch).
     """
-    gradients = batch_gradients(model, recipe.loss)
+    gradients = batch_gradients(network, recipe.loss)
     if accumulate > 1:
-        gradients = accumulated(gradients, accumulate, model.ghost_size)
+        gradients = accumulated(gradients, accumulate, network.ghost_size)
 
     def train_step(state: TrainState, inputs: Inputs) -> tuple[TrainState, Metrics]:
         images, labels = fetch(inputs)

@@ -56,8 +56,8 @@ def conv_forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Map
     as many parts as XLA has threads, so on another number of cores it may be rounded otherwise.
     """
     size = [
-        (extent + sum(pad) - window) // stride + 1
-        for extent, pad, window, stride in zip(x.shape[1:3], pads, kernel.shape[:2], strides, strict=True)
+        (extent + sum(pad) - side) // stride + 1
+        for extent, pad, side, stride in zip(x.shape[1:3], pads, kernel.shape[:2], strides, strict=True)
     ]
     return _convolve("conv_forward", (x.shape[0], *size, kernel.shape[3]), x, kernel, strides, pads)
 
@@ -77,24 +77,26 @@ def _convolve(name: str, shape: tuple[int, ...], a: Array, b: Array, strides: St
     return call(a, b, strides=np.asarray(strides, np.int64), pads=np.asarray(pads, np.int64).ravel())
 
 
-def pool_forward(x: Images, window: Strides, strides: Strides, pads: Pads) -> Pooled:
+def pool_forward(x: Images, pool_size: Strides, strides: Strides, pads: Pads) -> Pooled:
     """The average pool, as `binwrn_jax.nn.operations.average_pool` says, of float32 or of bfloat16."""
     size = [
         (extent + sum(pad) - side) // stride + 1
-        for extent, pad, side, stride in zip(x.shape[1:3], pads, window, strides, strict=True)
+        for extent, pad, side, stride in zip(x.shape[1:3], pads, pool_size, strides, strict=True)
     ]
-    return _pool("pool_forward", (x.shape[0], *size, x.shape[3]), x, window, strides, pads)
+    return _pool("pool_forward", (x.shape[0], *size, x.shape[3]), x, pool_size, strides, pads)
 
 
-def pool_gradient(g: Pooled, shape: tuple[int, ...], window: Strides, strides: Strides, pads: Pads) -> Images:
+def pool_gradient(
+    g: Pooled, shape: tuple[int, ...], pool_size: Strides, strides: Strides, pads: Pads
+) -> Images:
     """The cotangent of images of a shape, where ``g`` is that of `pool_forward`'s result."""
-    return _pool("pool_gradient", shape, g, window, strides, pads)
+    return _pool("pool_gradient", shape, g, pool_size, strides, pads)
 
 
 def _pool(
-    name: str, shape: tuple[int, ...], a: Array, window: Strides, strides: Strides, pads: Pads
+    name: str, shape: tuple[int, ...], a: Array, pool_size: Strides, strides: Strides, pads: Pads
 ) -> Array:
-    sizes = {"window": window, "strides": strides, "pads": pads}
+    sizes = {"window": pool_size, "strides": strides, "pads": pads}
     numbers = {key: np.asarray(value, np.int64).ravel() for key, value in sizes.items()}
     return _call(name, a.dtype, shape)(a, **numbers)
 
