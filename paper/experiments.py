@@ -145,6 +145,11 @@ CPU_OVERRIDES = (
     ("data.train_split", f"train[:{CPU_IMAGES}]"),
     ("data.test_split", "test[:5000]"),
 )
+# Ways of training that are not in the paper (docs/recipes.md): 1-bit, as above for half as long. All learn from
+# one teacher of 32 bits, which the command with its default --workdir trains before them.
+RECIPE_WORDS = ("smooth", "mixup", "cutmix", "jitter", "lighting", "jitter,lighting", "ema", "cosine")
+RECIPE_EPOCHS = 30
+TEACHER = "c10-32bit-30epochs"
 
 
 def _full(
@@ -243,7 +248,21 @@ def _cpu_scale() -> Iterator[Experiment]:
         yield _cpu("c10", "1bit", ("conventions",), version)
 
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (*_full_scale(), *_cpu_scale())}
+def _recipes() -> Iterator[Experiment]:
+    def arm(weights: str, *words: str, suffix: str = "", **fields: Any) -> Experiment:
+        one = _cpu("c10", weights, ("recipes",), *words)
+        overrides = dict(one.overrides) | {"epochs": RECIPE_EPOCHS} | fields
+        return dataclasses.replace(one, name=one.name + suffix, overrides=tuple(overrides.items()))
+
+    for weights in ("32bit", "1bit"):
+        yield arm(weights, suffix=f"-{RECIPE_EPOCHS}epochs")
+    for words in RECIPE_WORDS:
+        yield arm("1bit", *words.split(","))
+    teacher = {"recipe.teacher": f"runs/experiments/cpu/{TEACHER}/seed1"}
+    yield arm("1bit", suffix="-teacher", **teacher)
+
+
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (*_full_scale(), *_cpu_scale(), *_recipes())}
 
 
 class Comparison(NamedTuple):
@@ -292,6 +311,9 @@ def _comparisons() -> Iterator[Comparison]:
     for version in ("matlab", "keras"):
         claim = f"the {version} version's choices change nothing"
         yield Comparison("conventions", claim, f"c10-1bit-{version}", "c10-1bit", equal=True, ours=True)
+    for words in (*RECIPE_WORDS, "teacher"):
+        name, base = f"c10-1bit-{words.replace(',', '-')}", f"c10-1bit-{RECIPE_EPOCHS}epochs"
+        yield Comparison("recipes", f"{words.replace(',', ' and ')} helps", base, name, ours=True)
     for name in EXPERIMENTS:
         base = name.removesuffix("-cutout")
         if base != name and base in EXPERIMENTS:

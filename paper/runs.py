@@ -176,13 +176,19 @@ class Measurement(NamedTuple):
 
 
 def collect_measurements(experiment: Experiment, runs: Iterable[Run]) -> list[Measurement]:
-    """What has been measured of an experiment, by dtype; of two runs of a seed the finished one counts."""
+    """What has been measured of an experiment, by dtype; of two runs of a seed the finished one counts, then
+    the one of as many epochs.
+    """
     last = int(_fields(experiment.name)["epochs"])
+
+    def rank(run: Run) -> tuple[bool, bool]:
+        return run.finished, run.config["epochs"] == last
+
     chosen: dict[str, dict[int, Run]] = {}
     for run in runs:
         if last in run.evaluations() and covers(run, experiment):
             by_seed = chosen.setdefault(str(run.config["model.dtype"]), {})
-            if run.seed not in by_seed or (run.finished and not by_seed[run.seed].finished):
+            if run.seed not in by_seed or rank(run) > rank(by_seed[run.seed]):
                 by_seed[run.seed] = run
     found = []
     for dtype, by_seed in sorted(chosen.items(), reverse=True):
