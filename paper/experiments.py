@@ -145,8 +145,8 @@ CPU_OVERRIDES = (
     ("data.train_split", f"train[:{CPU_IMAGES}]"),
     ("data.test_split", "test[:5000]"),
 )
-# Ways of training that are not in the paper (docs/recipes.md): 1-bit, as above for half as long. All learn from
-# one teacher of 32 bits, which the command with its default --workdir trains before them.
+# Ways of training that are not in the paper (docs/recipes.md): 1-bit, as above for half as long. The teacher
+# has 32 bits, is the same for all seeds, and is trained first, in the default --workdir.
 RECIPE_WORDS = ("smooth", "mixup", "cutmix", "jitter", "lighting", "jitter,lighting", "ema", "cosine")
 RECIPE_EPOCHS = 30
 TEACHER = "c10-32bit-30epochs"

@@ -49,19 +49,15 @@ def follow(step: Any, state: Any, data: Any, steps: int = STEPS) -> Trajectory:
     return Trajectory(gradients, np.array(losses), np.stack(signs))
 
 
-def assert_same(ours: Trajectory, theirs: Trajectory, at_least: int = 2, apart_by: float = 1e-5) -> None:
-    """Equal gradients after one step, and losses until the first sign that a rounding flips.
-
-    Gradients may differ by ``apart_by`` of their norm: more than a rounding where that moves a number across
-    the corner of a ReLU or the choice of a max pool, and far less than a device's share.
-    """
+def assert_same(ours: Trajectory, theirs: Trajectory, at_least: int = 2) -> None:
+    """Equal gradients after one step, and losses until the first sign that a rounding flips."""
     gap = np.linalg.norm(ours.gradients - theirs.gradients) / np.linalg.norm(theirs.gradients)
     flips = np.bitwise_count(ours.signs ^ theirs.signs).sum(1)
     steps = len(flips) if not flips.any() else int(np.argmax(flips > 0))
     apart = np.abs(ours.losses / theirs.losses - 1)
     print(f"gradients {gap:.1e} apart; {steps} steps of equal signs; signs that differ: {flips.tolist()}")
     print(f"losses apart by up to {apart[:steps].max():.1e} until then, {apart.max():.1e} in all")
-    assert gap < apart_by
+    assert gap < 1e-5
     assert steps >= at_least  # the first step is before any rounding
     assert apart[:steps].max() < 1e-5
 

@@ -1,7 +1,9 @@
 """Training on several devices at large batches: what crosses devices, accumulation, bfloat16."""
 
+import contextlib
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +18,10 @@ from binwrn_jax.training.recipes import paper_recipe
 BATCH = 64
 SHAPE = (32, 32, 3)
 OPTIMIZER = sgd(sgdr(2, 100))
-# This network has 18 layers of ReLU and a max pool: jax 0.12 takes another branch in a few, 1e-4 of the norm.
-CORNERS = 1e-3
 # The ImageNet network, narrow, as configs/imagenet.py sets it up.
 MODEL = WideResNet(depth=18, width=0.125, num_classes=10, affine=True, ghost_size=8)
+# For what must be equal: few layers, as each makes roundings larger, and 64 pixels in its last maps.
+SHALLOW = WideResNet(depth=8, width=0.25, num_classes=10, affine=True, ghost_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +32,19 @@ def batch():
     return {"images": images.astype(np.uint8), "labels": labels}
 
 
+@contextlib.contextmanager
+def without_corners():
+    """Softplus for ReLU: else a rounding moves a few numbers across the corner, 1e-4 of the gradient."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn, "relu", jax.nn.softplus)
+        yield
+
+
 @functools.cache
 class Compiled:
     """A training step for so many devices, fed batches that are divided over them (as a data path does)."""
 
-    def __init__(self, devices, model=MODEL, accumulate=1):
+    def __init__(self, devices, model=SHALLOW, accumulate=1):
         mesh = make_mesh(devices)
         self.everywhere, self.divided = sharding.replicated(mesh), sharding.split(mesh)
         self.start = jax.eval_shape(lambda: init_state(model, OPTIMIZER, SHAPE))
@@ -45,11 +55,11 @@ class Compiled:
         self.step = make_train_step(
             model, OPTIMIZER, paper_recipe("flip_crop"), seed=1, accumulate=accumulate
         )
-        self.program = (
-            jax.jit(self.step, in_shardings=(self.everywhere, self.divided), out_shardings=self.everywhere)
-            .lower(self.start, inputs)
-            .compile()
-        )
+        with without_corners():
+            lowered = jax.jit(
+                self.step, in_shardings=(self.everywhere, self.divided), out_shardings=self.everywhere
+            ).lower(self.start, inputs)
+        self.program = lowered.compile()
 
     def run(self, state, batch, steps=3):
         self._inputs = sharding.put(batch, self.divided)
@@ -61,7 +71,7 @@ class Compiled:
 
 @pytest.fixture(scope="module")
 def start():
-    return jax.device_get(init_state(MODEL, OPTIMIZER, SHAPE))
+    return jax.device_get(init_state(SHALLOW, OPTIMIZER, SHAPE))
 
 
 @pytest.fixture(scope="module")
@@ -70,42 +80,34 @@ def one(start, batch):
     return Compiled(1).run(start, batch)
 
 
-@pytest.fixture(scope="module")
-def eight():
-    if len(jax.devices()) < 8:
-        pytest.skip(f"needs 8 devices, JAX sees {len(jax.devices())}")
-    return Compiled(8)
-
-
-def bytes_to_share(start) -> int:
+def bytes_to_share() -> int:
     """Gradients and running moments, each once; the loss and the count of errors: four bytes each."""
+    start = jax.eval_shape(lambda: init_state(MODEL, OPTIMIZER, SHAPE))
     return 4 * (sum(x.size for x in jax.tree.leaves((start.params, start.batch_stats))) + 2)
 
 
-def test_no_activation_leaves_its_device(eight, start):
+def test_no_activation_leaves_its_device(eight_devices):
     """Eight groups on eight devices: the all-reduces carry gradients, running moments and metrics alone."""
-    found = collectives(eight.program.as_text())
+    found = collectives(Compiled(8, MODEL).program.as_text())
     assert {one.kind for one in found} == {"all-reduce"}
-    assert sum(one.bytes for one in found) == bytes_to_share(start)
+    assert sum(one.bytes for one in found) == bytes_to_share()
 
 
-def test_global_statistics_do_cross_devices(eight, start):
+def test_global_statistics_do_cross_devices(eight_devices):
     """The same count, where batch norm is over the whole batch, is higher: the test above can fail."""
     found = collectives(Compiled(8, MODEL.clone(ghost_size=0)).program.as_text())
-    assert sum(one.bytes for one in found) > bytes_to_share(start)
+    assert sum(one.bytes for one in found) > bytes_to_share()
 
 
-def test_groups_over_several_devices_share_moments_only(start):
+def test_groups_over_several_devices_share_moments_only(eight_devices):
     """Four groups on eight devices: sums per channel and group travel, but no activation."""
-    if len(jax.devices()) < 8:
-        pytest.skip(f"needs 8 devices, JAX sees {len(jax.devices())}")
     found = collectives(Compiled(8, MODEL.clone(ghost_size=16)).program.as_text())
     assert {one.kind for one in found} == {"all-reduce"}
-    assert max(one.bytes for one in found) < bytes_to_share(start)
+    assert max(one.bytes for one in found) < bytes_to_share()
 
 
-def test_eight_devices_equal_one(eight, one, start, batch):
-    assert_same(eight.run(start, batch), one, at_least=1, apart_by=CORNERS)
+def test_eight_devices_equal_one(eight_devices, one, start, batch):
+    assert_same(Compiled(8).run(start, batch), one, at_least=1)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -114,7 +116,7 @@ def test_accumulation_changes_nothing(one, start, batch, devices):
         pytest.skip(f"needs {devices} devices, JAX sees {len(jax.devices())}")
     compiled = Compiled(devices, accumulate=2)
     assert {one.kind for one in collectives(compiled.program.as_text())} <= {"all-reduce"}
-    assert_same(compiled.run(start, batch), one, at_least=1, apart_by=CORNERS)
+    assert_same(compiled.run(start, batch), one, at_least=1)
 
 
 def test_accumulation_needs_less_memory():
@@ -127,7 +129,7 @@ def test_accumulation_needs_less_memory():
 
 def test_bfloat16_keeps_what_must_be_exact_in_float32(one, start, batch):
     """Activations bfloat16 from the first layer on; state, gradients and loss float32; it learns the same."""
-    model = MODEL.clone(dtype=jnp.bfloat16)
+    model = SHALLOW.clone(dtype=jnp.bfloat16)
     compiled = Compiled(1, model)
     losses = compiled.run(start, batch).losses
     kinds = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(compiled.step, start, batch)[0])}
@@ -146,7 +148,7 @@ def test_bfloat16_keeps_what_must_be_exact_in_float32(one, start, batch):
     assert logits.dtype == np.float32
     layers = collected["intermediates"]
     layers.pop("__call__")
-    assert len(layers) == 18 + 19
+    assert len(layers) == 8 + 9
     assert {layer["__call__"][0].dtype for layer in layers.values()} == {np.dtype(jnp.bfloat16)}
     assert {x.dtype for x in jax.tree.leaves(collected["batch_stats"])} == {np.dtype(np.float32)}
 
