@@ -6,7 +6,7 @@ import coded_corpus
 import numpy as np
 import pytest
 from coded_corpus import GOLDEN, coded_model
-from deploy.test_readers import READERS, library, refused
+from packed_readers import READERS, verdicts
 
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import numpy_reader
@@ -14,7 +14,7 @@ from binwrn_jax.deploy.layers import layers_of
 from binwrn_jax.deploy.packed import read_packed, serialise, write_packed
 from binwrn_jax.errors import UserError
 
-__all__ = ["library"]  # the fixture, for this file too
+pytestmark = pytest.mark.usefixtures("library")
 
 
 def test_the_golden_file_is_what_the_writer_writes():
@@ -86,10 +86,10 @@ def test_every_reader_accepts_and_gives_the_same_logits(tmp_path, name):
 def test_every_reader_refuses(tmp_path, name):
     path = tmp_path / "m"
     path.write_bytes(coded_corpus.REFUSED[name]())
-    verdicts = {reader: refused(read, path) for reader, read in READERS.items()}
-    assert all(verdicts.values()), verdicts
+    found = verdicts(path)
+    assert all(found.values()), found
     if name == "requires an unknown feature":
-        assert all("this file needs 'telepathy'" in verdict for verdict in verdicts.values()), verdicts
+        assert all("this file needs 'telepathy'" in verdict for verdict in found.values()), found
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -100,4 +100,4 @@ def test_every_flipped_bit_is_found(tmp_path):
         damaged = bytearray(content)
         damaged[index] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
-        assert all(refused(read, path) for read in READERS.values()), index
+        assert all(verdicts(path).values()), index

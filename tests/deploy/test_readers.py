@@ -11,51 +11,24 @@ import packed_corpus
 import pytest
 from packed_models import GOLDEN, golden_model
 from packed_networks import wide_resnet
+from packed_readers import READERS, refused, verdicts
 
-from binwrn_jax.deploy import native, numpy_reader
-from binwrn_jax.deploy.jax_runtime import load_packed
-from binwrn_jax.deploy.numpy_runtime import open_numpy
+from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.packed import read_packed, serialise
-from binwrn_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GOLDEN_WITH_CHECKSUM = GOLDEN.with_name("packed_v1_checksum.safetensors")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    """The native runtime, built once, into a folder of its own."""
-    try:
-        native.find_compiler()
-    except UserError as error:
-        pytest.skip(str(error))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("native")))
-        native._library.cache_clear()
-        yield native._library()
-        native._library.cache_clear()
-
-
-READERS = {"NumPy": open_numpy, "JAX": load_packed, "C": lambda path: native.load(path, threads=1)}
-
-
-def refused(read, *arguments) -> str | None:
-    """The line with which a reader refuses, or None; anything but one line fails the test."""
-    try:
-        read(*arguments)
-    except UserError as error:
-        message = str(error)
-        assert "\n" not in message and len(message) < 500 and message.isprintable(), message
-        return message
-    return None
+pytestmark = pytest.mark.usefixtures("library")
 
 
 @pytest.mark.parametrize("name", packed_corpus.REFUSED)
 def test_every_reader_refuses(tmp_path, name):
     path = tmp_path / "m"
     path.write_bytes(packed_corpus.REFUSED[name]())
-    verdicts = {reader: refused(read, path) for reader, read in READERS.items()}
-    assert all(verdicts.values()), verdicts
+    found = verdicts(path)
+    assert all(found.values()), found
 
 
 @pytest.mark.parametrize("name", packed_corpus.ACCEPTED)

@@ -23,7 +23,7 @@ def by_formula(depth: int, width: float, num_classes: int, image_shape: tuple[in
     height, columns, channels = image_shape
     if net.stride == 2:
         height, columns = halved(height, columns)
-    total = height * columns * net.window**2 * channels * net.channels
+    total = height * columns * net.kernel_size**2 * channels * net.channels
     if net.pool:
         height, columns = halved(height, columns)
     channels = net.channels
