@@ -27,19 +27,8 @@ FOLDER = Path(__file__).parent
 SOURCES = tuple(
     f"{name}.c"
     for name in (
-        *(
-            "json",
-            "sha256",
-            "entropy",
-            "container",
-            "description",
-            "network",
-            "range",
-            "plan",
-            "api",
-            "run",
-            "pool",
-        ),
+        *("json", "sha256", "entropy", "container", "features", "description", "network", "operations"),
+        *("range", "plan", "arrange", "api", "run", "simple", "convolve", "pool"),
         *("kernel_plain", "kernel_x86", "kernel_neon"),
     )
 )

@@ -80,6 +80,7 @@ static binwrn_error load_parts(char *header, size_t length, const unsigned char 
   free(l->tensors);
   free(l->values);
   free(l->nodes);
+  free(l->inputs);
   if (!error) {
     model->description.total_bytes = model->bytes + sizeof *model;
     model->pool = binwrn_pool_new(binwrn_work, model, model->description.threads);

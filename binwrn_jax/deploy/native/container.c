@@ -39,6 +39,10 @@ int binwrn_is_int(const json_value *v, int64_t low, int64_t high) {
   return v && v->type == JSON_INTEGER && v->integer >= low && v->integer <= high;
 }
 
+int binwrn_is_number(const json_value *v, double most) {
+  return v && (v->type == JSON_INTEGER || v->type == JSON_REAL) && v->real >= -most && v->real <= most;
+}
+
 /* An array of exactly two integers within the limits. */
 int binwrn_pair(const json_document *d, const json_value *v, int64_t low, int64_t high, int out[2]) {
   const json_value *a, *b;
@@ -71,14 +75,14 @@ static int by_begin(const void *a, const void *b) {
   return (x->begin > y->begin) - (x->begin < y->begin);
 }
 
-static int compare_text(const char *a, size_t a_length, const char *b, size_t b_length) {
+int binwrn_compare_text(const char *a, size_t a_length, const char *b, size_t b_length) {
   int order = memcmp(a, b, a_length < b_length ? a_length : b_length);
   return order ? order : (a_length > b_length) - (a_length < b_length);
 }
 
 static int by_name(const void *a, const void *b) {
   const tensor *x = a, *y = b;
-  return compare_text(x->name, x->length, y->name, y->length);
+  return binwrn_compare_text(x->name, x->length, y->name, y->length);
 }
 
 /* The tensor called name + suffix, or NULL. */
@@ -91,7 +95,7 @@ tensor *binwrn_find_tensor(const loader *l, const char *name, size_t length, con
     size_t head = t->length < length ? t->length : length;
     order = memcmp(t->name, name, head);
     if (!order && t->length < length) order = -1;
-    if (!order) order = compare_text(t->name + length, t->length - length, suffix, more);
+    if (!order) order = binwrn_compare_text(t->name + length, t->length - length, suffix, more);
     if (!order) return t;
     if (order < 0)
       low = middle + 1;
@@ -111,11 +115,12 @@ static binwrn_error read_entry(loader *l, const json_value *name, const json_val
   DEMAND(entry->type == JSON_OBJECT && entry->count == 3 && dtype && dimensions, "bad tensor entry '%s'", b.text);
   t->name = name->text;
   t->length = name->length;
-  t->is_float = binwrn_json_is_string(dtype, "F32");
-  t->is_coded = binwrn_json_is_string(dtype, "U16"); /* in version 2, which is not known yet */
-  size = t->is_float ? 4 : t->is_coded ? 2 : 1;
+  t->dtype = binwrn_json_is_string(dtype, "F32") ? DTYPE_F32 : DTYPE_U8;
+  if (l->version == 2 && binwrn_json_is_string(dtype, "U16")) t->dtype = DTYPE_U16;
+  size = t->dtype == DTYPE_F32 ? 4 : t->dtype == DTYPE_U16 ? 2 : 1;
   DEMAND(size > 1 || binwrn_json_is_string(dtype, "U8"), "tensor '%s' has a dtype that is not U8 or F32", b.text);
-  DEMAND(dimensions->type == JSON_ARRAY && dimensions->count <= 3, "tensor '%s' has a bad shape", b.text);
+  DEMAND(dimensions->type == JSON_ARRAY && dimensions->count <= (l->version == 1 ? 3u : 4u),
+         "tensor '%s' has a bad shape", b.text);
   for (v = binwrn_json_first(d, dimensions); v; v = binwrn_json_next(d, v)) {
     DEMAND(binwrn_is_int(v, 1, MAX_DATA), "tensor '%s' has a bad shape", b.text);
     t->shape[t->dimensions++] = (uint64_t)v->integer;
@@ -139,7 +144,6 @@ static binwrn_error parsed(loader *l, json_result result, const json_document *d
   return BINWRN_OK;
 }
 
-/* text: the header, which is changed, as strings are unescaped in it. data_size: bytes that follow it. */
 /* The whole file's checksum, as it states it, with a final 0; and as it is, its own digits taken as zeros.
  * Returns whether it states one, exactly once. */
 static int whole_checksum(const loader *l, const char *text, size_t length, uint64_t data_size, char stated[65],
@@ -171,43 +175,6 @@ static int whole_checksum(const loader *l, const char *text, size_t length, uint
   return 1;
 }
 
-/* Refuses a version, or a feature of version 2, that this program does not read. */
-static binwrn_error check_version(loader *l) {
-  const json_value *version = binwrn_json_member(&l->metadata, l->root, "version"),
-                   *requires = binwrn_json_member(&l->metadata, l->root, "requires"), *name;
-  DEMAND(binwrn_is_int(version, 1, INT32_MAX), "its version is no version number");
-  l->version = (int)version->integer;
-  if (l->version > 2)
-    return binwrn_complain(l->message, BINWRN_ERROR_VERSION,
-                           "version %d, but this program reads versions 1 and 2: update it", l->version);
-  if (l->version == 1) return BINWRN_OK;
-  DEMAND(requires && requires->type == JSON_ARRAY && requires->count >= 1 && requires->count <= 32,
-         "requires is no ascending list of features");
-  for (name = binwrn_json_first(&l->metadata, requires); name; name = binwrn_json_next(&l->metadata, name)) {
-    const json_value *next = binwrn_json_next(&l->metadata, name);
-    size_t i;
-    DEMAND(name->type == JSON_STRING && name->length >= 1 && name->length <= 32,
-           "requires is no ascending list of features");
-    for (i = 0; i < name->length; i++)
-      DEMAND((name->text[i] >= 'a' && name->text[i] <= 'z') || (name->text[i] >= '0' && name->text[i] <= '9') ||
-                 name->text[i] == '_',
-             "requires is no ascending list of features");
-    DEMAND(!next || (next->type == JSON_STRING &&
-                     compare_text(name->text, name->length, next->text, next->length) < 0),
-           "requires is no ascending list of features");
-  }
-  for (name = binwrn_json_first(&l->metadata, requires); name; name = binwrn_json_next(&l->metadata, name))
-    if (binwrn_json_is_string(name, "entropy"))
-      l->requires_entropy = 1;
-    else if (binwrn_json_is_string(name, "temperature"))
-      l->requires_temperature = 1;
-    else
-      return binwrn_complain(l->message, BINWRN_ERROR_VERSION,
-                             "this file needs '%s', which this program does not read: update it",
-                             binwrn_shorten(name->text, name->length).text);
-  return BINWRN_OK;
-}
-
 binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_t data_size) {
   const json_document *d = &l->header;
   const json_value *outer, *binwrn, *checksum, *name;
@@ -222,21 +189,17 @@ binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_
   DEMAND(binwrn && binwrn->type == JSON_STRING,
          "a safetensors file, but no packed model: it has no metadata called 'binwrn'");
   checksum = binwrn_json_member(d, outer, "file_sha256");
-  l->tensors = calloc(d->values[0].count, sizeof *l->tensors);
-  if (!l->tensors) return binwrn_no_memory(l);
-  for (name = binwrn_json_first(d, &d->values[0]); name; name = binwrn_json_next(d, binwrn_json_next(d, name)))
-    if (!binwrn_json_is_string(name, "__metadata__"))
-      TRY(read_entry(l, name, binwrn_json_next(d, name), &l->tensors[l->tensor_count++]));
-
   TRY(parsed(l, binwrn_json_parse(&l->metadata, binwrn->text, binwrn->length), &l->metadata,
              "the metadata 'binwrn'"));
   l->root = &l->metadata.values[0];
   DEMAND(binwrn_json_is_string(binwrn_json_member(&l->metadata, l->root, "format"), "binwrn-packed"),
          "its format is not 'binwrn-packed'");
-  TRY(check_version(l));
-  for (i = 0; i < l->tensor_count; i++)
-    DEMAND(l->version == 2 || !l->tensors[i].is_coded, "tensor '%s' has a dtype that is not U8 or F32",
-           binwrn_shorten(l->tensors[i].name, l->tensors[i].length).text);
+  TRY(binwrn_check_version(l));
+  l->tensors = calloc(d->values[0].count, sizeof *l->tensors);
+  if (!l->tensors) return binwrn_no_memory(l);
+  for (name = binwrn_json_first(d, &d->values[0]); name; name = binwrn_json_next(d, binwrn_json_next(d, name)))
+    if (!binwrn_json_is_string(name, "__metadata__"))
+      TRY(read_entry(l, name, binwrn_json_next(d, name), &l->tensors[l->tensor_count++]));
   DEMAND(l->version == 1 || checksum, "a file of version 2 without file_sha256");
   DEMAND(outer->count == (checksum ? 2u : 1u), "it has unknown metadata beside 'binwrn'");
   DEMAND((8 + length) % 8 == 0, "the tensors do not begin at a multiple of 8 bytes");

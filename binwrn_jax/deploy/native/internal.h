@@ -17,67 +17,137 @@
 /* Of every array that vectors are loaded from. */
 #define ALIGNMENT 64
 
-/* max(min, x * scale + offset), one scale and offset per channel. */
+/* min(max, max(min, x * scale + offset)), one scale and offset per channel. */
 typedef struct {
   const float *scale, *offset; /* NULL: no multiply-add */
-  float min;                   /* -INFINITY where there is none */
+  float min, max;              /* infinite where there is no limit */
 } affine;
-
-/* Inputs of one pixel that a kernel takes at a time, and of one group: no more than this. */
-#define MAX_STAGE 32
-#define MAX_GROUP 8
-
-/* One way to sum signed inputs. `group` inputs in a row (channels of one pixel) have a table of `table`
- * floats, which gives each of their 2^group signed sums. The weights of `lanes` output channels for `slots`
- * such groups are `lanes` words of 32 bits. */
-typedef struct {
-  const char *name;
-  int lanes, group, slots, table;
-  /* Bits of one group (bit i: input i is added, otherwise subtracted) as they stand in a word. */
-  uint32_t (*code)(unsigned bits, int slot);
-  /* Tables of `slots` groups, the first n of whose inputs there are; the others are 0. A multiply-add may
-   * come before. */
-  void (*tables)(const float *inputs, int n, const affine *before, int slots, float *tables);
-  /* sums[PIXELS][lanes] += the signed inputs. words[taps][lanes]; the tables of tap t and of pixel p begin
-   * at tables + taps[t] + p * SLOTS * table, whose SLOTS is the kernel's, also where `slots` is less. */
-  void (*accumulate)(float *sums, const uint32_t *words, const float *tables, const uint32_t *taps,
-                     int tap_count, int slots);
-} kernel;
-
-extern const kernel binwrn_plain;
-/* The fastest that this processor has, or the one of that name; NULL if there is none. */
-const kernel *binwrn_choose_kernel(const char *name);
 
 typedef struct {
   int height, width, channels;
 } shape;
 
-typedef enum { OP_IMAGE, OP_AFFINE, OP_CONV, OP_AVERAGE_POOL, OP_MAX_POOL, OP_PAD, OP_ADD, OP_MEAN } op_kind;
+typedef enum {
+  OP_IMAGE,
+  OP_AFFINE,
+  OP_CONV,
+  OP_AVERAGE_POOL,
+  OP_MAX_POOL,
+  OP_PAD_CHANNELS,
+  OP_ADD,
+  OP_MEAN,
+  OP_CONCAT,
+  OP_ELEMENTWISE,
+  OP_GLOBAL_POOL,
+  OP_PAD,
+  OP_PRODUCT,
+  OP_RESIZE
+} op_kind;
 
-/* How one convolution is cut; see run.c. */
+/* Of an operation that has several forms. */
+typedef enum {
+  CHOICE_NONE,
+  CHOICE_AVERAGE,
+  CHOICE_MAX,
+  CHOICE_NEAREST,
+  CHOICE_BILINEAR,
+  CHOICE_LEAKY_RELU,
+  CHOICE_SIGMOID,
+  CHOICE_SILU,
+  CHOICE_TANH,
+  CHOICE_HARD_SIGMOID,
+  CHOICE_HARD_SWISH,
+  CHOICE_GELU,
+  CHOICE_GELU_TANH
+} op_choice;
+
+/* How the sums of a convolution are made: signs by tables; floats one by one; each channel by itself. */
+typedef enum { METHOD_SIGNS, METHOD_FLOATS, METHOD_DEPTHWISE } conv_method;
+
+/* How one convolution is cut; see convolve.c. */
 typedef struct {
-  uint32_t *words;     /* [blocks][chunks][taps][lanes] */
-  uint32_t *taps;      /* [taps] offsets into the tables of a tile, in floats */
-  int tap_count;
-  int blocks;          /* of `lanes` output channels */
-  int chunks, groups;  /* of `slots` groups; of inputs of one pixel */
+  conv_method method;
+  const void *weights;     /* signs and floats: [groups][blocks][chunks][taps][lanes], 32 bits each, of floats
+                            * [slots][lanes] in the place of [lanes]; depthwise: floats [taps][channels] */
+  shape in, out;           /* of a 1x1 convolution: its pixels in rows of PIXELS */
+  int pixels;              /* of the input; the last row may have fewer than its width */
+  uint32_t *taps;          /* [tap_count] offsets into the tables of a tile, in floats */
+  int tap_count;           /* those of the window, for `depth` chunks of inputs one after another */
+  int depth, chunks;       /* a 1x1 convolution takes several chunks at a time, others one; so many of these */
+  int groups;              /* of channels, which do not mix; of a group: */
+  int inputs, outputs;     /* channels, */
+  int blocks;              /* of `lanes` output channels, */
+  int bundles;             /* and of inputs that have one table */
   int tile_rows, tiles_y, tiles_x;
-  int parts;           /* of the blocks: more work items than tiles, where there are many threads */
+  int parts;               /* of all blocks: more work items than tiles, where there are many threads */
   int in_rows, in_columns; /* of the input that a tile needs */
-  int phase;           /* columns with the same remainder by the stride lie together: so many */
-  size_t row_floats;   /* tables of one row of the input */
+  int phase;               /* columns with the same remainder by the stride lie together: so many */
+  size_t row_floats;       /* tables of one row of the input */
+  size_t chunk_floats;     /* tables of one chunk of a tile */
 } conv_plan;
+
+/* One of the inputs of a concatenation. */
+typedef struct {
+  const float *x;
+  int channels;
+} part;
 
 typedef struct {
   op_kind kind;
+  op_choice choice;
   shape in, out;
-  int window[2], stride[2], pads[2][2];
+  int window[2], stride[2], pads[2][2], dilation[2]; /* resize: its factors are `stride` */
   affine affine;       /* of the operation itself; of a convolution: before it */
+  affine after;        /* of a convolution: of its result */
+  float number;        /* pad: its value; leaky ReLU: its slope */
   float *x, *y;        /* operands; y NULL where there is only one. A convolution adds y to its result. */
+  shape second;        /* of y */
+  part *all;           /* operands of a concatenation */
+  int all_count;
   float *result;       /* NULL: the logits of the caller */
   int items;           /* that threads may work on side by side */
   conv_plan conv;
 } operation;
+
+/* Inputs of one pixel that a kernel takes at a time, and of one bundle: no more than this. */
+#define MAX_STAGE 32
+#define MAX_BUNDLE 8
+/* Channels of an item of an operation that looks at all pixels. */
+#define SLICE 64
+
+/* One way to sum inputs times weights. `bundle` inputs in a row (channels of one pixel) have a table of `table`
+ * floats: of signs, which gives each of their 2^bundle signed sums; of floats, the input itself. The weights of
+ * `lanes` output channels for `slots` such bundles are `words` numbers of 32 bits for each channel. */
+typedef struct {
+  int lanes, bundle, slots, table, words;
+  /* Tables of `slots` bundles, the first n of whose inputs there are; the others are 0. A multiply-add may
+   * come before. */
+  void (*tables)(const float *inputs, int n, const affine *before, int slots, float *tables);
+  /* sums[PIXELS][lanes] += the inputs times their weights. weights[taps][words][lanes]; the tables of tap t and of
+   * pixel p begin at tables + taps[t] + p * SLOTS * table, whose SLOTS is the kernel's, also where `slots` is less. */
+  void (*accumulate)(float *sums, const void *weights, const float *tables, const uint32_t *taps, int tap_count,
+                     int slots);
+} summation;
+
+/* All that is written for one kind of processor. */
+typedef struct {
+  const char *name;
+  summation signs, floats;
+  /* Bits of one bundle (bit i: input i is added, otherwise subtracted) as they stand in a word of `signs`. */
+  uint32_t (*code)(unsigned bits, int slot);
+  /* Row y of the result of a depthwise convolution. */
+  void (*depthwise)(const operation *op, int y);
+  /* Results from sums[pixels][lanes] of n <= lanes channels: a multiply-add, and `more` is added, if they are there.
+   * Pixels of `more` and `out` are `channels` floats apart. */
+  void (*finish)(const float *sums, int lanes, int pixels, int n, const affine *after, const float *more, float *out,
+                 size_t channels);
+  /* out = f(x), a function of `elementwise`. */
+  void (*apply)(op_choice f, float alpha, const float *x, float *out, size_t count);
+} kernel;
+
+extern const kernel binwrn_plain;
+/* The fastest that this processor has, or the one of that name; NULL if there is none. */
+const kernel *binwrn_choose_kernel(const char *name);
 
 struct pool;
 
@@ -111,8 +181,21 @@ typedef struct {
 typedef void binwrn_work_function(void *context, const job *job, int thread);
 /* That of a model, which is the context. */
 void binwrn_work(void *context, const job *job, int thread);
-/* The tile plan of a convolution; fails (0) where sizes exceed what 32 bits address. */
+
+static inline const summation *summation_of(const kernel *k, const conv_plan *plan) {
+  return plan->method == METHOD_FLOATS ? &k->floats : &k->signs;
+}
+/* Cuts a convolution of signs or floats; fails (0) where sizes exceed what 32 bits address. The taps are computed
+ * when there is a place for them. */
 int binwrn_plan_conv(operation *op, const kernel *k, int threads);
+/* Raises the floats of tables and of sums to what the convolution needs of them. */
+void binwrn_conv_scratch(const binwrn_model *model, const operation *op, size_t *tables, size_t *sums);
+void binwrn_convolve(const binwrn_model *model, const operation *op, int item, unsigned char *scratch);
+/* The part of the result that an item makes: rows, columns and channels, the first and the one after the last. */
+void binwrn_conv_area(const binwrn_model *model, const operation *op, int item, int rows[2], int columns[2],
+                      int channels[2]);
+/* An item of any operation that is no convolution. */
+void binwrn_simple_item(const binwrn_model *model, const operation *op, int item, const uint8_t *image, float *logits);
 
 struct pool *binwrn_pool_new(binwrn_work_function *work, void *context, int threads);
 /* Works on `steps` steps with all threads; one caller at a time, a second one waits. */
@@ -133,13 +216,13 @@ void binwrn_pool_done(struct pool *pool, uint64_t step, int items);
 /* Waits for the end of a step. */
 void binwrn_pool_wait(struct pool *pool, uint64_t step);
 
-/* out[i] = max(min, x[i] * scale[i] + offset[i]); in the header, so that each kernel compiles it for its
+/* out[i] = min(max, max(min, x[i] * scale[i] + offset[i])); in the header, so that each kernel compiles it for its
  * processor. NaN stays NaN. */
 static inline void apply_affine(const affine *a, const float *x, float *out, int n) {
   int i;
   for (i = 0; i < n; i++) {
-    const float y = x[i] * a->scale[i] + a->offset[i];
-    out[i] = y < a->min ? a->min : y;
+    const float y = x[i] * a->scale[i] + a->offset[i], z = y < a->min ? a->min : y;
+    out[i] = z > a->max ? a->max : z;
   }
 }
 

@@ -136,6 +136,17 @@ static int parse_string(parser *p, uint32_t index) {
   return 1;
 }
 
+/* mantissa * 10^exponent. Powers up to 10^22 are exact, so that the result is rounded once. */
+static double scaled(double mantissa, int exponent) {
+  double power = 1;
+  int i;
+  for (i = 0; i < 22 && i < (exponent < 0 ? -exponent : exponent); i++) power *= 10;
+  mantissa = exponent < 0 ? mantissa / power : mantissa * power;
+  for (exponent += exponent < 0 ? i : -i; exponent > 0 && mantissa > 0 && mantissa < 1e308; exponent--) mantissa *= 10;
+  for (; exponent < 0 && mantissa > 0; exponent++) mantissa /= 10;
+  return mantissa;
+}
+
 /* Not strtod: that one depends on the locale. */
 static int parse_number(parser *p, uint32_t index) {
   json_value *value = &p->document->values[index];
@@ -176,8 +187,7 @@ static int parse_number(parser *p, uint32_t index) {
     exponent += minus ? -power : power;
   }
   if (p->position - start > MAX_NUMBER) return invalid(p);
-  for (; exponent > 0 && mantissa > 0 && mantissa < 1e308; exponent--) mantissa *= 10;
-  for (; exponent < 0 && mantissa > 0; exponent++) mantissa /= 10;
+  mantissa = scaled(mantissa, exponent);
   value->type = real ? JSON_REAL : JSON_INTEGER;
   value->integer = negative ? -integer : integer;
   value->real = negative ? -mantissa : mantissa;

@@ -1,12 +1,13 @@
-/* NEON (AArch64): as AVX2 in kernel_x86.c, with four output channels in a vector: the eight sums of a group of
+/* NEON (AArch64): as AVX2 in kernel_x86.c, with four output channels in a vector: the eight sums of a bundle of
  * four are two registers, in which TBL looks up bytes. */
 #if defined(__aarch64__) && !defined(__AARCH64EB__) /* the order of bytes matters to TBL */
 
 #include <arm_neon.h>
 
+#include "functions.h"
 #include "internal.h"
 
-enum { LANES = 8, GROUP = 4, SLOTS = 8, TABLE = 8 };
+enum { LANES = 8, BUNDLE = 4, SLOTS = 8, TABLE = 8 };
 
 /* A code has four bits: index 0..2 and the sign, as in kernel_x86.c. */
 static uint32_t code(unsigned bits, int slot) {
@@ -18,8 +19,8 @@ static void tables(const float *x, int n, const affine *before, int slots, float
   static const float signs[2][4] = {{-1, 1, -1, 1}, {-1, -1, 1, 1}};
   const float32x4_t a = vld1q_f32(signs[0]), b = vld1q_f32(signs[1]);
   int g;
-  stage_inputs(x, n, before, GROUP * slots, stage);
-  for (g = 0; g < slots; g++, inputs += GROUP, tables += TABLE) {
+  stage_inputs(x, n, before, BUNDLE * slots, stage);
+  for (g = 0; g < slots; g++, inputs += BUNDLE, tables += TABLE) {
     const float32x4_t sum = vfmaq_n_f32(vfmaq_n_f32(vdupq_n_f32(inputs[3]), a, inputs[0]), b, inputs[1]);
     const float32x4_t c = vdupq_n_f32(inputs[2]);
     vst1q_f32(tables, vsubq_f32(sum, c));
@@ -28,8 +29,9 @@ static void tables(const float *x, int n, const affine *before, int slots, float
 }
 
 /* Two vectors of channels, so that each table is loaded once for both. */
-static void accumulate(float *sums, const uint32_t *words, const float *tables, const uint32_t *taps,
-                       int tap_count, int slots) {
+static void accumulate(float *sums, const void *weights, const float *tables, const uint32_t *taps, int tap_count,
+                       int slots) {
+  const uint32_t *words = weights;
   const uint32x4_t top = vdupq_n_u32(0x80000000u), one = vdupq_n_u32(0x3f800000), seven = vdupq_n_u32(7);
   const uint32x4_t bytes = vdupq_n_u32(0x03020100u);
   int t, g;
@@ -62,8 +64,48 @@ static void accumulate(float *sums, const uint32_t *words, const float *tables, 
   EACH(STORE)
 }
 
+#undef EACH
+#undef LOAD
+#undef STEP
+#undef STORE
+
+static inline float32x4_t load_some(const float *p, int n) {
+  float all[4] = {0, 0, 0, 0};
+  int i;
+  for (i = 0; i < n; i++) all[i] = p[i];
+  return vld1q_f32(all);
+}
+
+static inline void store_some(float *p, float32x4_t v, int n) {
+  float all[4];
+  int i;
+  vst1q_f32(all, v);
+  for (i = 0; i < n; i++) p[i] = all[i];
+}
+
+#define NAME(x) x##_neon
+#define TARGET
+#define VECTOR float32x4_t
+#define WIDTH 4
+#define LOAD(p) vld1q_f32(p)
+#define STORE(p, v) vst1q_f32((p), (v))
+#define SPLAT(x) vdupq_n_f32(x)
+#define LOAD_SOME(p, n) load_some((p), (n))
+#define STORE_SOME(p, v, n) store_some((p), (v), (n))
+#define MULTIPLY_ADD(a, b, c) vfmaq_f32((c), (a), (b))
+#define ADD(a, b) vaddq_f32((a), (b))
+#define LARGER(a, b) vmaxq_f32((a), (b)) /* NaN, where one of them is NaN */
+#define SMALLER(a, b) vminq_f32((a), (b))
+#include "kernel_vectors.h"
+
 extern const kernel binwrn_neon;
-const kernel binwrn_neon = {"neon", LANES, GROUP, SLOTS, TABLE, code, tables, accumulate};
+const kernel binwrn_neon = {"neon",
+                            {LANES, BUNDLE, SLOTS, TABLE, 1, tables, accumulate},
+                            {4, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage_neon, accumulate_floats_neon},
+                            code,
+                            depthwise_neon,
+                            finish_neon,
+                            apply_neon};
 
 #else
 typedef int binwrn_no_neon; /* ISO C wants a declaration in every file */

@@ -1,25 +1,27 @@
-/* C for any processor: groups of four, sixteen sums each. And the choice among the kernels. */
+/* C for any processor: bundles of four, sixteen sums each. And the choice among the kernels. */
 #include <string.h>
 
+#include "functions.h"
 #include "internal.h"
 
-enum { LANES = 8, GROUP = 4, SLOTS = 8, TABLE = 16 };
+enum { LANES = 8, BUNDLE = 4, SLOTS = 8, TABLE = 16 };
 
 static uint32_t code(unsigned bits, int slot) { return (uint32_t)bits << (4 * slot); }
 
 static void tables(const float *x, int n, const affine *before, int slots, float *tables) {
   float stage[MAX_STAGE], *inputs = stage;
   int g, i;
-  stage_inputs(x, n, before, GROUP * slots, stage);
-  for (g = 0; g < slots; g++, inputs += GROUP, tables += TABLE) {
+  stage_inputs(x, n, before, BUNDLE * slots, stage);
+  for (g = 0; g < slots; g++, inputs += BUNDLE, tables += TABLE) {
     const float a = inputs[0], b = inputs[1], c = inputs[2], d = inputs[3];
     const float low[4] = {-a - b, a - b, b - a, a + b}, high[4] = {-c - d, c - d, d - c, c + d};
     for (i = 0; i < TABLE; i++) tables[i] = low[i & 3] + high[i >> 2];
   }
 }
 
-static void accumulate(float *sums, const uint32_t *words, const float *tables, const uint32_t *taps,
-                       int tap_count, int slots) {
+static void accumulate(float *sums, const void *weights, const float *tables, const uint32_t *taps, int tap_count,
+                       int slots) {
+  const uint32_t *words = weights;
   int t, g, p, lane;
   for (t = 0; t < tap_count; t++, words += LANES)
     for (g = 0; g < slots; g++)
@@ -30,7 +32,49 @@ static void accumulate(float *sums, const uint32_t *words, const float *tables, 
       }
 }
 
-const kernel binwrn_plain = {"plain", LANES, GROUP, SLOTS, TABLE, code, tables, accumulate};
+/* Four floats that the compiler turns into what the processor has. */
+typedef float floats4 __attribute__((vector_size(16)));
+typedef int32_t bits4 __attribute__((vector_size(16)));
+typedef float floats4_at __attribute__((vector_size(16), aligned(4), may_alias));
+
+static inline floats4 load_some(const float *p, int n) {
+  floats4 v = {0, 0, 0, 0};
+  int i;
+  for (i = 0; i < n; i++) v[i] = p[i];
+  return v;
+}
+
+static inline void store_some(float *p, floats4 v, int n) {
+  int i;
+  for (i = 0; i < n; i++) p[i] = v[i];
+}
+
+static inline floats4 choose(bits4 mask, floats4 a, floats4 b) {
+  return (floats4)((mask & (bits4)a) | (~mask & (bits4)b));
+}
+
+#define NAME(x) x##_plain
+#define TARGET
+#define VECTOR floats4
+#define WIDTH 4
+#define LOAD(p) ((floats4) * (const floats4_at *)(p))
+#define STORE(p, v) (*(floats4_at *)(p) = (v))
+#define SPLAT(x) ((floats4){(x), (x), (x), (x)})
+#define LOAD_SOME(p, n) load_some((p), (n))
+#define STORE_SOME(p, v, n) store_some((p), (v), (n))
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#define ADD(a, b) ((a) + (b))
+#define LARGER(a, b) choose((bits4)((a) > (b)), (a), (b))
+#define SMALLER(a, b) choose((bits4)((a) < (b)), (a), (b))
+#include "kernel_vectors.h"
+
+const kernel binwrn_plain = {"plain",
+                             {LANES, BUNDLE, SLOTS, TABLE, 1, tables, accumulate},
+                             {4, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage_plain, accumulate_floats_plain},
+                             code,
+                             depthwise_plain,
+                             finish_plain,
+                             apply_plain};
 
 #if defined(__x86_64__) || defined(__i386__)
 extern const kernel binwrn_avx2, binwrn_avx512;

@@ -1,21 +1,25 @@
-/* AVX-512 and AVX2: the table of a group is one register, and a permutation looks up a sum for each output
- * channel of a vector. Half of the 2^group sums are the negatives of the others: the table has those where
+/* AVX-512 and AVX2: the table of a bundle is one register, and a permutation looks up a sum for each output
+ * channel of a vector. Half of the 2^bundle sums are the negatives of the others: the table has those where
  * the last input is added, and the sign is applied by a multiply-add with +1 or -1, which is exact. */
 #if defined(__x86_64__) || defined(__i386__)
 
 #include <immintrin.h>
 
+#include "functions.h"
 #include "internal.h"
+
+#define TARGET_16 __attribute__((target("avx512f")))
+#define TARGET_8 __attribute__((target("avx2,fma")))
 
 /* Eight accumulators and one step in the loop's body: compilers keep all of it in registers. */
 #define EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
 
-/* --- AVX-512: groups of five, sixteen sums ---------------------------------------------------------------
+/* --- AVX-512: bundles of five, sixteen sums ---------------------------------------------------------------
  *
  * A code has five bits: index 0..3 and sign. In slot s, a rotation to the right by 5 s brings the index to the
  * bits 0..3, which the permutation looks at, and the sign to bit 31. */
 
-enum { LANES16 = 16, GROUP5 = 5, SLOTS6 = 6, TABLE16 = 16 };
+enum { LANES16 = 16, BUNDLE5 = 5, SLOTS6 = 6, TABLE16 = 16 };
 
 /* The sum of bits b: entry i = b if the last input is added, otherwise minus entry ~b. */
 static uint32_t code16(unsigned bits, int slot) {
@@ -23,8 +27,7 @@ static uint32_t code16(unsigned bits, int slot) {
   return slot ? word << (5 * slot) | word >> (32 - 5 * slot) : word;
 }
 
-__attribute__((target("avx512f"))) static void tables16(const float *x, int n, const affine *before,
-                                                        int slots, float *tables) {
+TARGET_16 static void tables16(const float *x, int n, const affine *before, int slots, float *tables) {
   float stage[MAX_STAGE], *inputs = stage;
   const __m512i one = _mm512_set1_epi32(0x3f800000), index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   __m512 sign[4];
@@ -33,8 +36,8 @@ __attribute__((target("avx512f"))) static void tables16(const float *x, int n, c
     __m512i bit = _mm512_slli_epi32(_mm512_srli_epi32(index, (unsigned)i), 31);
     sign[i] = _mm512_castsi512_ps(_mm512_or_si512(one, _mm512_andnot_si512(bit, _mm512_set1_epi32((int)0x80000000u))));
   }
-  stage_inputs(x, n, before, GROUP5 * slots, stage);
-  for (g = 0; g < slots; g++, inputs += GROUP5, tables += TABLE16) {
+  stage_inputs(x, n, before, BUNDLE5 * slots, stage);
+  for (g = 0; g < slots; g++, inputs += BUNDLE5, tables += TABLE16) {
     __m512 sum = _mm512_fmadd_ps(sign[0], _mm512_set1_ps(inputs[0]), _mm512_set1_ps(inputs[4]));
     sum = _mm512_fmadd_ps(sign[1], _mm512_set1_ps(inputs[1]), sum);
     sum = _mm512_fmadd_ps(sign[2], _mm512_set1_ps(inputs[2]), sum);
@@ -43,9 +46,9 @@ __attribute__((target("avx512f"))) static void tables16(const float *x, int n, c
   }
 }
 
-__attribute__((target("avx512f"))) static void accumulate16(float *sums, const uint32_t *words,
-                                                            const float *tables, const uint32_t *taps,
-                                                            int tap_count, int slots) {
+TARGET_16 static void accumulate16(float *sums, const void *weights, const float *tables, const uint32_t *taps,
+                                     int tap_count, int slots) {
+  const uint32_t *words = weights;
   const __m512i top = _mm512_set1_epi32((int)0x80000000u), one = _mm512_set1_epi32(0x3f800000);
   int t, g;
 #define LOAD(p) __m512 a##p = _mm512_load_ps(sums + LANES16 * p);
@@ -70,27 +73,49 @@ __attribute__((target("avx512f"))) static void accumulate16(float *sums, const u
 #undef STORE
 }
 
-extern const kernel binwrn_avx512;
-const kernel binwrn_avx512 = {"avx512", LANES16, GROUP5, SLOTS6, TABLE16, code16, tables16, accumulate16};
+#define NAME(x) x##16
+#define TARGET TARGET_16
+#define VECTOR __m512
+#define WIDTH 16
+#define MASK(n) ((__mmask16)((1u << (n)) - 1))
+#define LOAD(p) _mm512_loadu_ps(p)
+#define STORE(p, v) _mm512_storeu_ps((p), (v))
+#define SPLAT(x) _mm512_set1_ps(x)
+#define LOAD_SOME(p, n) _mm512_maskz_loadu_ps(MASK(n), (p))
+#define STORE_SOME(p, v, n) _mm512_mask_storeu_ps((p), MASK(n), (v))
+#define MULTIPLY_ADD(a, b, c) _mm512_fmadd_ps((a), (b), (c))
+#define ADD(a, b) _mm512_add_ps((a), (b))
+#define LARGER(a, b) _mm512_max_ps((a), (b))
+#define SMALLER(a, b) _mm512_min_ps((a), (b))
+#include "kernel_vectors.h"
+#undef MASK
 
-/* --- AVX2: groups of four, eight sums ----------------------------------------------------------------------
+extern const kernel binwrn_avx512;
+const kernel binwrn_avx512 = {"avx512",
+                              {LANES16, BUNDLE5, SLOTS6, TABLE16, 1, tables16, accumulate16},
+                              {LANES16, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage16, accumulate_floats16},
+                              code16,
+                              depthwise16,
+                              finish16,
+                              apply16};
+
+/* --- AVX2: bundles of four, eight sums ----------------------------------------------------------------------
  *
  * A code has four bits: index 0..2, which are all that the permutation looks at, and the sign. */
 
-enum { LANES8 = 8, GROUP4 = 4, SLOTS8 = 8, TABLE8 = 8 };
+enum { LANES8 = 8, BUNDLE4 = 4, SLOTS8 = 8, TABLE8 = 8 };
 
 static uint32_t code8(unsigned bits, int slot) {
   return (uint32_t)(bits & 8 ? bits & 7 : 8 | (~bits & 7)) << (4 * slot);
 }
 
-__attribute__((target("avx2,fma"))) static void tables8(const float *x, int n, const affine *before,
-                                                        int slots, float *tables) {
+TARGET_8 static void tables8(const float *x, int n, const affine *before, int slots, float *tables) {
   float stage[MAX_STAGE], *inputs = stage;
   const __m256 a = _mm256_set_ps(1, -1, 1, -1, 1, -1, 1, -1), b = _mm256_set_ps(1, 1, -1, -1, 1, 1, -1, -1),
                c = _mm256_set_ps(1, 1, 1, 1, -1, -1, -1, -1);
   int g;
-  stage_inputs(x, n, before, GROUP4 * slots, stage);
-  for (g = 0; g < slots; g++, inputs += GROUP4, tables += TABLE8) {
+  stage_inputs(x, n, before, BUNDLE4 * slots, stage);
+  for (g = 0; g < slots; g++, inputs += BUNDLE4, tables += TABLE8) {
     __m256 sum = _mm256_fmadd_ps(a, _mm256_broadcast_ss(inputs), _mm256_broadcast_ss(inputs + 3));
     sum = _mm256_fmadd_ps(b, _mm256_broadcast_ss(inputs + 1), sum);
     sum = _mm256_fmadd_ps(c, _mm256_broadcast_ss(inputs + 2), sum);
@@ -98,9 +123,9 @@ __attribute__((target("avx2,fma"))) static void tables8(const float *x, int n, c
   }
 }
 
-__attribute__((target("avx2,fma"))) static void accumulate8(float *sums, const uint32_t *words,
-                                                            const float *tables, const uint32_t *taps,
-                                                            int tap_count, int slots) {
+TARGET_8 static void accumulate8(float *sums, const void *weights, const float *tables, const uint32_t *taps,
+                                     int tap_count, int slots) {
+  const uint32_t *words = weights;
   const __m256i top = _mm256_set1_epi32((int)0x80000000u), one = _mm256_set1_epi32(0x3f800000);
   int t, g;
 #define LOAD(p) __m256 a##p = _mm256_load_ps(sums + LANES8 * p);
@@ -125,8 +150,34 @@ __attribute__((target("avx2,fma"))) static void accumulate8(float *sums, const u
 #undef STORE
 }
 
+/* Of eight numbers from here, the first n are -1 (all bits set) and the others 0, n = 8 - i. */
+static const int32_t some8[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+
+#define NAME(x) x##8
+#define TARGET TARGET_8
+#define VECTOR __m256
+#define WIDTH 8
+#define MASK(n) _mm256_loadu_si256((const __m256i *)(const void *)(some8 + 8 - (n)))
+#define LOAD(p) _mm256_loadu_ps(p)
+#define STORE(p, v) _mm256_storeu_ps((p), (v))
+#define SPLAT(x) _mm256_set1_ps(x)
+#define LOAD_SOME(p, n) _mm256_maskload_ps((p), MASK(n))
+#define STORE_SOME(p, v, n) _mm256_maskstore_ps((p), MASK(n), (v))
+#define MULTIPLY_ADD(a, b, c) _mm256_fmadd_ps((a), (b), (c))
+#define ADD(a, b) _mm256_add_ps((a), (b))
+#define LARGER(a, b) _mm256_max_ps((a), (b))
+#define SMALLER(a, b) _mm256_min_ps((a), (b))
+#include "kernel_vectors.h"
+#undef MASK
+
 extern const kernel binwrn_avx2;
-const kernel binwrn_avx2 = {"avx2", LANES8, GROUP4, SLOTS8, TABLE8, code8, tables8, accumulate8};
+const kernel binwrn_avx2 = {"avx2",
+                            {LANES8, BUNDLE4, SLOTS8, TABLE8, 1, tables8, accumulate8},
+                            {LANES8, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage8, accumulate_floats8},
+                            code8,
+                            depthwise8,
+                            finish8,
+                            apply8};
 
 #else
 typedef int binwrn_no_x86; /* ISO C wants a declaration in every file */

@@ -1,6 +1,7 @@
-/* What the parts of the loader share: container.c reads the file's header, network.c its operations, plan.c makes
- * them ready to run, api.c calls one after the other. Every rule of docs/packed-format.md is checked, with the
- * limits of numpy_reader.py, before anything is allocated by what the file says. */
+/* What the parts of the loader share: container.c reads the file's header, features.c its version, network.c and
+ * operations.c the network, plan.c and arrange.c make it ready to run, api.c calls one after the other. Every rule of
+ * docs/packed-format.md and docs/packed-format-2.md is checked, with the limits of numpy_reader.py, before anything is
+ * allocated by what the file says. */
 #ifndef BINWRN_LOADER_H
 #define BINWRN_LOADER_H
 
@@ -10,12 +11,32 @@
 #define MAX_HEADER (16u << 20)
 #define MAX_DATA (256 << 20)
 #define MAX_CHANNELS 65536
+#define MAX_SIDE 4096 /* of the image, and in version 2 of any value */
+
+/* Features of version 2; those that this program does not read have no number. */
+enum {
+  FEATURE_CLIP = 1,
+  FEATURE_CONCAT = 2,
+  FEATURE_DILATION = 4,
+  FEATURE_ELEMENTWISE = 8,
+  FEATURE_ENTROPY = 16,
+  FEATURE_FLOAT_KERNELS = 32,
+  FEATURE_GLOBAL_POOL = 64,
+  FEATURE_GROUPS = 128,
+  FEATURE_PAD = 256,
+  FEATURE_PRODUCT = 512,
+  FEATURE_RESIZE = 1024,
+  FEATURE_TEMPERATURE = 2048
+};
+
+typedef enum { DTYPE_U8, DTYPE_U16, DTYPE_F32 } tensor_dtype;
 
 typedef struct {
   const char *name;
   size_t length;
-  int is_float, is_coded, dimensions, used;
-  uint64_t shape[3], begin, end;
+  tensor_dtype dtype;
+  int dimensions, used;
+  uint64_t shape[4], begin, end;
   unsigned char *decoded; /* the bits of coded ones, while the model is loaded */
 } tensor;
 
@@ -30,33 +51,41 @@ typedef struct {
   uint64_t size;  /* floats */
 } value;
 
+/* A multiply-add as read. */
+typedef struct {
+  const tensor *scale, *offset; /* NULL: none */
+  float min, max;               /* infinite where there is no limit */
+} node_affine;
+
 /* An operation as read; some of them become part of others. */
 typedef struct {
   op_kind kind;
-  int in[2], out; /* values; in[1] is -1 where there is only one */
-  int fused;      /* nothing is left of it */
-  int add;        /* of a convolution: value that is added to its result, or -1 */
-  int window[2], stride[2], pads[2][2];
-  const unsigned char *bits; /* of a convolution: a row for each output channel */
+  int *in, in_count, out;       /* values */
+  int fused;                    /* nothing is left of it */
+  int add;                      /* of a convolution: value that is added to its result, or -1 */
+  int window[2], stride[2], pads[2][2], dilation[2], groups; /* resize: its factors are `stride` */
+  op_choice choice;
+  float number;                 /* pad: its value; leaky ReLU: its slope */
+  const unsigned char *weights; /* of a convolution: a row for each output channel */
   size_t row_bytes;
-  const tensor *plain; /* where the bits come from: one of these two is NULL */
+  const tensor *bits, *floats;  /* where they come from: two of these three are NULL */
   tensor *coded;
-  const tensor *scale, *offset;
-  float min;
-  int has_min;
+  node_affine affine, after;    /* of the operation itself, before or after a convolution */
 } node;
 
 typedef struct {
   const unsigned char *data; /* of the tensors */
   json_document header, metadata;
   const json_value *root; /* the object called binwrn */
-  int version, requires_entropy, requires_temperature;
+  int version;
+  unsigned required, used; /* features */
   tensor *tensors;
   int tensor_count;
   value *values;
   int value_count;
   node *nodes;
   int node_count;
+  int *inputs; /* of all nodes */
   int classes;
   int covered; /* a checksum of the whole file was stated, and is right */
   int bounded; /* no image leads to values that float32 does not hold */
@@ -91,6 +120,9 @@ brief binwrn_shorten(const char *text, size_t length);
 uint64_t binwrn_little_endian(const unsigned char *bytes, int count);
 float binwrn_read_float(const unsigned char *bytes);
 int binwrn_is_int(const json_value *v, int64_t low, int64_t high);
+/* Whether it is a number of at most that magnitude. */
+int binwrn_is_number(const json_value *v, double most);
+int binwrn_compare_text(const char *a, size_t a_length, const char *b, size_t b_length);
 /* Whether it is an array of exactly two integers within the limits; they go to `out`. */
 int binwrn_pair(const json_document *d, const json_value *v, int64_t low, int64_t high, int out[2]);
 /* The tensor called name + suffix, or NULL. */
@@ -99,6 +131,13 @@ tensor *binwrn_find_tensor(const loader *l, const char *name, size_t length, con
 binwrn_error binwrn_header_length(const unsigned char *start, uint64_t size, size_t *length, char *message);
 /* text: the header, which is changed, as strings are unescaped in it. data_size: bytes that follow it. */
 binwrn_error binwrn_read_container(loader *l, char *text, size_t length, uint64_t data_size);
+
+/* --- features.c --- */
+
+/* Refuses a version, or a feature of version 2, that this program does not read. */
+binwrn_error binwrn_check_version(loader *l);
+/* The features that the operations and the metadata use are those that the file requires. */
+binwrn_error binwrn_check_features(loader *l);
 
 /* --- description.c --- */
 
@@ -109,6 +148,15 @@ binwrn_error binwrn_check_description(loader *l);
 
 /* Computes `bounded`; refuses a file with an operation whose results float32 may not hold. */
 binwrn_error binwrn_check_ranges(loader *l);
+
+/* --- operations.c --- */
+
+/* Checks one of `count` operations, adds its node and its value, and counts its numbers and multiply-adds. */
+binwrn_error binwrn_read_operation(loader *l, int index, int count, const json_value *op, uint64_t *activations,
+                                   uint64_t *work);
+/* A tensor that an operation needs: there, of that kind, and used by no other. */
+binwrn_error binwrn_need(loader *l, const char *name, size_t length, const char *suffix, tensor_dtype dtype,
+                         int dimensions, const uint64_t *wanted, const tensor **result);
 
 /* --- network.c --- */
 
@@ -124,6 +172,13 @@ void *binwrn_take(binwrn_model *model, uint64_t size);
 const float *binwrn_copy_floats(loader *l, binwrn_model *model, const tensor *t);
 /* Joins operations, places the values, and makes all that running them needs but the threads. */
 binwrn_error binwrn_plan(loader *l, binwrn_model *model);
+
+/* --- arrange.c --- */
+
+/* Whether each output channel sees one input channel, and no other does. */
+int binwrn_is_depthwise(const loader *l, const node *n);
+/* Cuts a convolution and puts its weights into the order in which the kernel reads them. */
+binwrn_error binwrn_arrange(loader *l, const node *n, operation *op, binwrn_model *model);
 
 static inline uint64_t elements(shape s) {
   return (uint64_t)s.height * (uint64_t)s.width * (uint64_t)s.channels;

@@ -1,8 +1,6 @@
-/* From checked operations to a network that can run: what is joined, where each value lies, the bits in the
- * order in which the kernels read them. */
+/* From checked operations to a network that can run: what is joined, and where each value lies. */
 #define _POSIX_C_SOURCE 200809L
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,37 +24,53 @@ void *binwrn_take(binwrn_model *model, uint64_t size) {
   return block;
 }
 
-/* Joins what one pass over the data can do: an affine into the only convolution that reads it, a convolution
- * into the only sum that reads it (where it then runs: its input lives on until then). */
+/* The operation that makes a value which nothing else reads; NULL where there is none of that kind. */
+static node *sole_maker(loader *l, int v, op_kind kind) {
+  const int maker = l->values[v].maker;
+  return maker >= 0 && l->nodes[maker].kind == kind && !l->nodes[maker].fused && l->values[v].uses == 1
+             ? &l->nodes[maker]
+             : NULL;
+}
+
+/* Makes of an operation the convolution before it, which then runs here: its input lives on until then. */
+static void take_over(loader *l, int i, node *c) {
+  const int out = l->nodes[i].out;
+  l->nodes[i] = *c;
+  l->nodes[i].out = out;
+  c->fused = 1;
+}
+
+/* Joins what one pass over the data can do: an affine into the only convolution that reads it; a convolution into the
+ * only affine that reads it, and then into the only sum. A depthwise convolution would compute the affine before it
+ * for each of its taps: that affine goes to the convolution before, if there is one. */
 static void fuse(loader *l) {
   int i, k;
+  node *c;
   for (i = 0; i < l->value_count; i++) l->values[i].maker = -1;
   for (i = 0; i < l->node_count; i++) l->values[l->nodes[i].out].maker = i;
   for (i = 0; i < l->node_count; i++) {
-    node *n = &l->nodes[i];
-    if (n->kind == OP_CONV) {
-      const int maker = l->values[n->in[0]].maker;
-      if (maker >= 0 && l->nodes[maker].kind == OP_AFFINE && l->values[n->in[0]].uses == 1) {
-        node *a = &l->nodes[maker];
-        n->scale = a->scale, n->offset = a->offset, n->min = a->min, n->has_min = a->has_min;
-        n->in[0] = a->in[0];
-        a->fused = 1;
-      }
-    }
-    for (k = 0; n->kind == OP_ADD && k < 2; k++) {
-      const int maker = l->values[n->in[k]].maker;
-      if (maker >= 0 && l->nodes[maker].kind == OP_CONV && l->values[n->in[k]].uses == 1 &&
-          l->nodes[maker].add < 0) {
-        const int out = n->out, other = n->in[1 - k];
-        node *c = &l->nodes[maker];
-        *n = *c;
-        n->out = out;
-        n->add = other;
-        c->fused = 1;
-        break;
-      }
-    }
+    node *n = &l->nodes[i], *a = n->kind == OP_CONV ? sole_maker(l, n->in[0], OP_AFFINE) : NULL;
+    if (!a || binwrn_is_depthwise(l, n)) continue;
+    n->affine = a->affine;
+    n->in[0] = a->in[0];
+    a->fused = 1;
   }
+  for (i = 0; i < l->node_count; i++) {
+    const node_affine after = l->nodes[i].affine;
+    if (l->nodes[i].kind != OP_AFFINE || l->nodes[i].fused) continue;
+    c = sole_maker(l, l->nodes[i].in[0], OP_CONV);
+    if (!c || c->after.scale) continue;
+    take_over(l, i, c);
+    l->nodes[i].after = after;
+  }
+  for (i = 0; i < l->node_count; i++)
+    for (k = 0; l->nodes[i].kind == OP_ADD && k < 2; k++) {
+      const int other = l->nodes[i].in[1 - k];
+      c = sole_maker(l, l->nodes[i].in[k], OP_CONV);
+      if (!c || c->add >= 0) continue;
+      take_over(l, i, c);
+      l->nodes[i].add = other;
+    }
 }
 
 /* Places all values in the arena, each where nothing lies that is still needed; an elementwise operation may
@@ -75,8 +89,7 @@ static int64_t place(loader *l) {
   for (i = 0; i < l->node_count; i++) {
     const node *n = &l->nodes[i];
     if (n->fused) continue;
-    l->values[n->in[0]].last = i;
-    if (n->in[1] >= 0) l->values[n->in[1]].last = i;
+    for (k = 0; k < n->in_count; k++) l->values[n->in[k]].last = i;
     if (n->add >= 0) l->values[n->add].last = i;
   }
   for (i = -1; i < l->node_count; i++) { /* -1: the image */
@@ -86,9 +99,9 @@ static int64_t place(loader *l) {
     uint64_t at = 0;
     int reuse = -1;
     if (n && (n->fused || n->kind == OP_MEAN)) continue; /* the logits are the caller's */
-    if (n && n->kind == OP_AFFINE) reuse = n->in[0];
+    if (n && (n->kind == OP_AFFINE || n->kind == OP_ELEMENTWISE || n->kind == OP_PRODUCT)) reuse = n->in[0];
     if (n && n->kind == OP_ADD) reuse = l->values[n->in[0]].last == i ? n->in[0] : n->in[1];
-    if (n && n->kind == OP_CONV && n->add >= 0 && n->add != n->in[0]) reuse = n->add;
+    if (n && n->kind == OP_CONV && n->add >= 0 && n->add != n->in[0] && !binwrn_is_depthwise(l, n)) reuse = n->add;
     if (reuse >= 0 && l->values[reuse].last == i) {
       v->offset = l->values[reuse].offset;
       for (k = 0; live[k] != reuse; k++) {
@@ -116,35 +129,6 @@ static int64_t place(loader *l) {
   return (int64_t)top;
 }
 
-/* The bits of a convolution in the order in which the kernel reads them. */
-static void arrange(const node *n, const operation *op, const kernel *k) {
-  const conv_plan *plan = &op->conv;
-  const size_t row_bytes = n->row_bytes, lanes = (size_t)k->lanes;
-  const int channels = op->in.channels;
-  uint32_t codes[MAX_STAGE][1 << MAX_GROUP]; /* of each slot and all bits of a group */
-  unsigned b;
-  int o, t, g, slot;
-  for (slot = 0; slot < k->slots; slot++)
-    for (b = 0; b < 1u << k->group; b++) codes[slot][b] = k->code(b, slot);
-  for (o = 0; o < op->out.channels; o++) {
-    const unsigned char *row = n->bits + (size_t)o * row_bytes;
-    uint32_t *block = plan->words +
-                      (size_t)(o / k->lanes) * (size_t)plan->chunks * (size_t)plan->tap_count * lanes +
-                      (size_t)(o % k->lanes);
-    for (t = 0; t < plan->tap_count; t++) {
-      uint32_t *word = block + (size_t)t * lanes;
-      for (g = slot = 0; g < plan->groups; g++) {
-        const size_t at = (size_t)t * (size_t)channels + (size_t)(g * k->group);
-        const int left = channels - g * k->group, used = left < k->group ? left : k->group;
-        unsigned window = row[at / 8];
-        if (at / 8 + 1 < row_bytes) window |= (unsigned)row[at / 8 + 1] << 8;
-        *word |= codes[slot][window >> at % 8 & ((1u << used) - 1)];
-        if (++slot == k->slots) slot = 0, word += (size_t)plan->tap_count * lanes;
-      }
-    }
-  }
-}
-
 const float *binwrn_copy_floats(loader *l, binwrn_model *model, const tensor *t) {
   const size_t count = (size_t)(t->end - t->begin) / 4;
   float *result = binwrn_take(model, count * sizeof *result);
@@ -153,11 +137,58 @@ const float *binwrn_copy_floats(loader *l, binwrn_model *model, const tensor *t)
   return result;
 }
 
+/* A multiply-add, ready to run. */
+static binwrn_error copy_affine(loader *l, binwrn_model *model, const node_affine *from, affine *to) {
+  to->min = from->min, to->max = from->max;
+  if (!from->scale) return BINWRN_OK;
+  to->scale = binwrn_copy_floats(l, model, from->scale);
+  to->offset = binwrn_copy_floats(l, model, from->offset);
+  return to->scale && to->offset ? BINWRN_OK : binwrn_no_memory(l);
+}
+
+/* The inputs of a concatenation. */
+static binwrn_error copy_parts(loader *l, binwrn_model *model, const node *n, operation *op) {
+  int i;
+  op->all_count = n->in_count;
+  op->all = binwrn_take(model, (uint64_t)n->in_count * sizeof *op->all);
+  if (!op->all) return binwrn_no_memory(l);
+  for (i = 0; i < n->in_count; i++) {
+    op->all[i].x = model->arena + l->values[n->in[i]].offset;
+    op->all[i].channels = l->values[n->in[i]].shape.channels;
+  }
+  return BINWRN_OK;
+}
+
+/* Makes an operation of a node. */
+static binwrn_error prepare(loader *l, binwrn_model *model, const node *n, operation *op) {
+  const int second = n->kind == OP_CONV ? n->add : n->in_count == 2 ? n->in[1] : -1;
+  op->kind = n->kind;
+  op->choice = n->choice;
+  op->number = n->number;
+  op->in = l->values[n->in[0]].shape;
+  op->out = l->values[n->out].shape;
+  memcpy(op->window, n->window, sizeof op->window);
+  memcpy(op->stride, n->stride, sizeof op->stride);
+  memcpy(op->pads, n->pads, sizeof op->pads);
+  memcpy(op->dilation, n->dilation, sizeof op->dilation);
+  op->x = model->arena + l->values[n->in[0]].offset;
+  if (second >= 0) {
+    op->y = model->arena + l->values[second].offset;
+    op->second = l->values[second].shape;
+  }
+  if (n->kind != OP_MEAN) op->result = model->arena + l->values[n->out].offset;
+  op->items = op->out.height;
+  if (n->kind == OP_MEAN || n->kind == OP_GLOBAL_POOL) op->items = (op->out.channels + SLICE - 1) / SLICE;
+  TRY(copy_affine(l, model, &n->affine, &op->affine));
+  TRY(copy_affine(l, model, &n->after, &op->after));
+  if (n->kind == OP_CONCAT) TRY(copy_parts(l, model, n, op));
+  return n->kind == OP_CONV ? binwrn_arrange(l, n, op, model) : BINWRN_OK;
+}
+
 binwrn_error binwrn_plan(loader *l, binwrn_model *model) {
-  const kernel *k = model->kernel;
   binwrn_description *d = &model->description;
+  size_t sums = 0;
   int64_t arena;
-  uint64_t tables = 0, sums = 0;
   int i;
   if (l->bounded) /* else each value is compared with MAX_VALUE, and so has to be there */
     fuse(l);
@@ -173,47 +204,13 @@ binwrn_error binwrn_plan(loader *l, binwrn_model *model) {
   model->operations[0].result = model->arena + l->values[0].offset;
   model->operations[0].items = l->values[0].shape.height;
   model->operation_count = 1;
-  for (i = 0; i < l->node_count; i++) {
-    const node *n = &l->nodes[i];
-    operation *op = &model->operations[model->operation_count];
-    if (n->fused) continue;
-    model->operation_count++;
-    op->kind = n->kind;
-    op->in = l->values[n->in[0]].shape;
-    op->out = l->values[n->out].shape;
-    memcpy(op->window, n->window, sizeof op->window);
-    memcpy(op->stride, n->stride, sizeof op->stride);
-    memcpy(op->pads, n->pads, sizeof op->pads);
-    op->x = model->arena + l->values[n->in[0]].offset;
-    if (n->in[1] >= 0) op->y = model->arena + l->values[n->in[1]].offset;
-    if (n->add >= 0) op->y = model->arena + l->values[n->add].offset;
-    if (n->kind != OP_MEAN) op->result = model->arena + l->values[n->out].offset;
-    op->items = n->kind == OP_MEAN ? 1 : op->out.height;
-    if (n->scale) {
-      op->affine.scale = binwrn_copy_floats(l, model, n->scale);
-      op->affine.offset = binwrn_copy_floats(l, model, n->offset);
-      if (!op->affine.scale || !op->affine.offset) return binwrn_no_memory(l);
-      op->affine.min = n->has_min ? n->min : -INFINITY;
+  for (i = 0; i < l->node_count; i++)
+    if (!l->nodes[i].fused) {
+      operation *op = &model->operations[model->operation_count++];
+      TRY(prepare(l, model, &l->nodes[i], op));
+      if (op->kind == OP_CONV) binwrn_conv_scratch(model, op, &model->table_floats, &sums);
     }
-    if (n->kind == OP_CONV) {
-      uint64_t words, table, sum;
-      op->conv.taps = binwrn_take(model, (uint64_t)n->window[0] * (uint64_t)n->window[1] * sizeof *op->conv.taps);
-      if (!op->conv.taps || !binwrn_plan_conv(op, k, d->threads)) return binwrn_no_memory(l);
-      words = (uint64_t)op->conv.blocks * (uint64_t)op->conv.chunks * (uint64_t)op->conv.tap_count *
-              (uint64_t)k->lanes; /* at most 2^13 * 2^14 * 2^12 * 2^4 */
-      op->conv.words = binwrn_take(model, words * sizeof *op->conv.words);
-      if (!op->conv.words) return binwrn_no_memory(l);
-      arrange(n, op, k);
-      d->weight_bytes += words * sizeof *op->conv.words;
-      d->multiply_adds += elements(op->out) * (uint64_t)op->conv.tap_count * (uint64_t)op->in.channels;
-      table = (uint64_t)op->conv.row_floats * (uint64_t)op->conv.in_rows;
-      sum = (uint64_t)op->conv.blocks * (uint64_t)op->conv.tile_rows * (uint64_t)(PIXELS * k->lanes);
-      if (table > tables) tables = table;
-      if (sum > sums) sums = sum;
-    }
-  }
-  model->table_floats = (size_t)tables; /* whole cache lines: a pixel's tables are */
-  model->scratch_size = (size_t)((tables + sums + 15) / 16 * 16 * sizeof(float));
+  model->scratch_size = (model->table_floats + sums + 15) / 16 * 16 * sizeof(float);
   d->scratch_bytes = (uint64_t)model->scratch_size * (uint64_t)d->threads;
   model->scratch = binwrn_take(model, d->scratch_bytes);
   return model->scratch ? BINWRN_OK : binwrn_no_memory(l);

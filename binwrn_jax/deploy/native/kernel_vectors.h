@@ -1,0 +1,159 @@
+/* What each kernel has in its own vectors: float kernels, depthwise convolutions, the end of a convolution, functions.
+ * A kernel's file defines these, and includes this file; one file may do so several times.
+ *
+ *   NAME(x), TARGET      names that differ by kernel; the attribute of its functions
+ *   VECTOR, WIDTH        of WIDTH floats
+ *   LOAD(p), STORE(p, v), SPLAT(x)
+ *   LOAD_SOME(p, n), STORE_SOME(p, v, n)   n < WIDTH floats; the others are 0, or not touched
+ *   MULTIPLY_ADD(a, b, c), ADD(a, b)
+ *   LARGER(a, b), SMALLER(a, b)            b, where that is NaN
+ */
+
+/* Channels of one pixel that a float kernel takes at a time. */
+#define FLOAT_SLOTS 32
+#define EACH_PIXEL(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+
+TARGET static void NAME(stage)(const float *inputs, int n, const affine *before, int slots, float *tables) {
+  stage_inputs(inputs, n, before, slots, tables);
+}
+
+TARGET static void NAME(accumulate_floats)(float *sums, const void *weights, const float *tables, const uint32_t *taps,
+                                           int tap_count, int slots) {
+  const float *w = weights;
+  int t, g;
+#define BEGIN(p) VECTOR a##p = LOAD(sums + WIDTH * p);
+#define STEP(p) a##p = MULTIPLY_ADD(weight, SPLAT(x[p * FLOAT_SLOTS]), a##p);
+#define END(p) STORE(sums + WIDTH * p, a##p);
+  EACH_PIXEL(BEGIN)
+  for (t = 0; t < tap_count; t++, w += FLOAT_SLOTS * WIDTH) {
+    const float *x = tables + taps[t];
+    for (g = 0; g < slots; g++, x++) {
+      const VECTOR weight = LOAD(w + g * WIDTH);
+      EACH_PIXEL(STEP)
+    }
+  }
+  EACH_PIXEL(END)
+#undef BEGIN
+#undef STEP
+#undef END
+}
+
+TARGET static void NAME(finish)(const float *sums, int lanes, int pixels, int n, const affine *after, const float *more,
+                                float *out, size_t channels) {
+  int p, i;
+  for (i = 0; i < n; i += WIDTH) {
+    const int some = n - i < WIDTH ? n - i : 0;
+    const float *from = more ? more + i : NULL;
+    float *to = out + i;
+    VECTOR scale = SPLAT(1), offset = SPLAT(0);
+    const VECTOR min = SPLAT(after->min), max = SPLAT(after->max);
+    if (after->scale) {
+      scale = some ? LOAD_SOME(after->scale + i, some) : LOAD(after->scale + i);
+      offset = some ? LOAD_SOME(after->offset + i, some) : LOAD(after->offset + i);
+    }
+    for (p = 0; p < pixels; p++, to += channels) {
+      VECTOR v = some ? LOAD_SOME(sums + p * lanes + i, some) : LOAD(sums + p * lanes + i);
+      if (after->scale) v = SMALLER(max, LARGER(min, MULTIPLY_ADD(v, scale, offset)));
+      if (from) {
+        v = ADD(v, some ? LOAD_SOME(from, some) : LOAD(from));
+        from += channels;
+      }
+      if (some)
+        STORE_SOME(to, v, some);
+      else
+        STORE(to, v);
+    }
+  }
+}
+
+/* Sums of `count` pixels side by side, 1 or 4, over the taps from `first` to `last` - 1 of each row. x: the pixel of the
+ * first of those taps; `rows` of them, `row` floats apart; `step` from tap to tap, `next` from pixel to pixel. */
+typedef struct {
+  const float *x, *weights;
+  size_t row, step, next, channels, weight_row;
+  int rows, taps;
+  float *out;
+} NAME(window);
+
+TARGET __attribute__((always_inline)) static inline void NAME(depthwise_pixels)(const NAME(window) *w, size_t c, int some,
+                                                                            int four) {
+  VECTOR a = SPLAT(0), b = a, d = a, e = a;
+  int i, j;
+#define PICK(p) (some ? LOAD_SOME(p, some) : LOAD(p))
+  for (i = 0; i < w->rows; i++) {
+    const float *x = w->x + (size_t)i * w->row + c, *weight = w->weights + (size_t)i * w->weight_row + c;
+    for (j = 0; j < w->taps; j++, x += w->step, weight += w->channels) {
+      const VECTOR v = PICK(weight);
+      a = MULTIPLY_ADD(v, PICK(x), a);
+      if (!four) continue;
+      b = MULTIPLY_ADD(v, PICK(x + w->next), b);
+      d = MULTIPLY_ADD(v, PICK(x + 2 * w->next), d);
+      e = MULTIPLY_ADD(v, PICK(x + 3 * w->next), e);
+    }
+  }
+#undef PICK
+#define PUT(p, v) \
+  if (some) \
+    STORE_SOME(w->out + (p) * w->channels + c, v, some); \
+  else \
+    STORE(w->out + (p) * w->channels + c, v)
+  PUT(0, a);
+  if (!four) return;
+  PUT(1, b);
+  PUT(2, d);
+  PUT(3, e);
+#undef PUT
+}
+
+TARGET static void NAME(depthwise)(const operation *op, int y) {
+  const size_t channels = (size_t)op->in.channels;
+  const int top = y * op->stride[0] - op->pads[0][0], gap = op->dilation[0], step = op->dilation[1];
+  const int i0 = top < 0 ? (-top + gap - 1) / gap : 0;
+  const int bottom = (op->in.height - top + gap - 1) / gap, i1 = bottom < op->window[0] ? bottom : op->window[0];
+  NAME(window) w;
+  size_t c, at;
+  int x, pixels;
+  w.channels = channels, w.row = (size_t)gap * (size_t)op->in.width * channels, w.step = (size_t)step * channels;
+  w.next = (size_t)op->stride[1] * channels, w.weight_row = (size_t)op->window[1] * channels;
+  w.rows = i1 > i0 ? i1 - i0 : 0;
+  for (x = 0; x < op->out.width; x += pixels) {
+    const int left = x * op->stride[1] - op->pads[1][0];
+    const int right = (op->in.width - left + step - 1) / step;
+    const int j0 = left < 0 ? (-left + step - 1) / step : 0, j1 = right < op->window[1] ? right : op->window[1];
+    const int four = j0 == 0 && x + 3 < op->out.width &&
+                     left + 3 * op->stride[1] + (op->window[1] - 1) * step < op->in.width;
+    pixels = four ? 4 : 1;
+    w.taps = j1 > j0 && w.rows ? j1 - j0 : 0;
+    if (!w.taps) w.rows = 0;
+    at = w.taps ? ((size_t)(top + i0 * gap) * (size_t)op->in.width + (size_t)(left + j0 * step)) * channels : 0;
+    w.x = op->x + at;
+    w.weights = (const float *)op->conv.weights + (size_t)(i0 * op->window[1] + j0) * channels;
+    w.out = op->result + ((size_t)y * (size_t)op->out.width + (size_t)x) * channels;
+    if (four)
+      for (c = 0; c + WIDTH <= channels; c += WIDTH) NAME(depthwise_pixels)(&w, c, 0, 1);
+    else
+      for (c = 0; c + WIDTH <= channels; c += WIDTH) NAME(depthwise_pixels)(&w, c, 0, 0);
+    if (c < channels) NAME(depthwise_pixels)(&w, c, (int)(channels - c), four);
+    NAME(finish)(w.out, op->in.channels, pixels, op->in.channels, &op->after, op->y ? op->y + (w.out - op->result) : NULL,
+                 w.out, channels);
+  }
+}
+
+TARGET static void NAME(apply)(op_choice f, float alpha, const float *x, float *out, size_t count) {
+  apply_function(f, alpha, x, out, count);
+}
+
+#undef EACH_PIXEL
+#undef NAME
+#undef TARGET
+#undef VECTOR
+#undef WIDTH
+#undef LOAD
+#undef STORE
+#undef SPLAT
+#undef LOAD_SOME
+#undef STORE_SOME
+#undef MULTIPLY_ADD
+#undef ADD
+#undef LARGER
+#undef SMALLER
