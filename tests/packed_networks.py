@@ -1,11 +1,12 @@
 """Packed models of networks that are not trained: small ones of any operations, and the paper's."""
 
+import dataclasses
 import math
 
 import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
-from binwrn_jax.deploy.packed import PackedModel
+from binwrn_jax.deploy.packed import PackedModel, versioned
 
 
 class Network:
@@ -13,7 +14,7 @@ class Network:
 
     def __init__(self, rng, shape, classes=5):
         self.rng, self.operations, self.shapes = rng, [], {"image": shape}
-        self.bits, self.affines, self.classes = {}, {}, classes
+        self.bits, self.kernels, self.affines, self.classes = {}, {}, {}, classes
 
     def _add(self, op, inputs, shape, **fields):
         out = f"v{len(self.operations)}"
@@ -36,7 +37,7 @@ class Network:
         return self._add("affine", [x], self.shapes[x], tensor=name, min=low)
 
     def conv(self, x, channels, window=(3, 3), stride=(1, 1), pads=((1, 1), (1, 1))):
-        name, k = f"conv{len(self.bits)}", math.prod(window) * self.shapes[x][2]
+        name, k = f"conv{len(self.bits) + len(self.kernels)}", math.prod(window) * self.shapes[x][2]
         weights = self.rng.integers(0, 2, (channels, k), np.uint8)
         self.bits[name] = np.packbits(weights, axis=1, bitorder="little")
         fields = {"window": list(window), "stride": list(stride), "pads": [list(pad) for pad in pads]}
@@ -53,24 +54,26 @@ class Network:
     def add(self, x, y):
         return self._add("add", [x, y], self.shapes[x])
 
-    def finish(self, x):
+    def finish(self, x, **more):
         self._add(
             "global_average", [self.affine(self.conv(x, self.classes, (1, 1), pads=[[0, 0]] * 2), None)], 0
         )
         metadata = {
             "format": "binwrn-packed",
-            "version": 1,
             "operations": self.operations,
             "input": {"shape": list(self.shapes["image"]), "dtype": "uint8", "range": [0, 255]},
             "num_classes": self.classes,
             "class_names": [f"klass {i} ü" for i in range(self.classes)],
             "dataset": "cifar10",
+            **more,
         }
-        metadata["sha256"] = numpy_reader.checksum(metadata, self.bits)
+        metadata = versioned(metadata)
+        metadata["sha256"] = numpy_reader.checksum(metadata, self.bits | self.kernels)
         image = self.rng.integers(0, 256, self.shapes["image"], np.uint8)
-        packed = PackedModel(metadata, self.bits, self.affines, image, np.zeros(self.classes, np.float32))
+        logits = np.zeros(self.classes, np.float32)
+        packed = PackedModel(metadata, self.bits, self.affines, image, logits, kernels=self.kernels)
         logits = numpy_reader.Model(metadata, packed.tensors)(image[None])[0]
-        return PackedModel(metadata, self.bits, self.affines, image, logits)
+        return dataclasses.replace(packed, golden_logits=logits)
 
 
 def residual(rng, shape=(12, 10, 3), width=16):

@@ -1,8 +1,8 @@
 """Reads and runs a packed model file with NumPy alone: the definition of the format as a program.
 
 This one file needs nothing else of binwrn-jax and may be copied out of it (MIT licence). It checks
-everything that docs/packed-format.md demands before it allocates anything; whatever is wrong raises
-`PackedFileError` with one line. In Python:
+everything that docs/packed-format.md and docs/packed-format-2.md demand before it allocates anything;
+whatever is wrong raises `PackedFileError` with one line. In Python:
 
     model = load("model.packed")
     logits = model(images)                # uint8 [N, H, W, C] -> float32 [N, classes]
@@ -31,7 +31,10 @@ import numpy as np
 
 FORMAT = "binwrn-packed"
 VERSION = 1  # in which files are written wherever it suffices
-FEATURES = ("entropy", "temperature")  # of version 2 that this program reads, see docs/packed-format-2.md
+FEATURES = (  # of version 2 that this program reads, see docs/packed-format-2.md: all but int8
+    *("clip", "concat", "dilation", "elementwise", "entropy", "float_kernels"),
+    *("global_pool", "groups", "pad", "product", "resize", "temperature"),
+)
 
 # Limits that every reader enforces. The largest network of the paper, 20-20, is far inside: a header of
 # 8 kB, 13.5 MB of tensors, 15 million activations and 16 billion multiply-adds per image.
@@ -43,11 +46,15 @@ MAX_DATA = 256 << 20  # bytes of all tensors together
 MAX_OPERATIONS = 4096
 MAX_SIDE = 4096  # height, width and channels of the input
 MAX_CHANNELS = 65536  # of any other value, and classes
-MAX_WINDOW = 64  # and strides
+MAX_WINDOW = 64  # and strides, dilations, and factors of resizing
+MAX_CONSTANT = 3e38  # magnitude of a limit or of a constant
+MAX_INPUTS = 256  # of a concatenation
+MAX_SLOPE = 1000  # magnitude of a leaky ReLU's
 MAX_ACTIVATIONS = 1 << 27  # float32 values of all results together, per image
 MAX_WORK = 1 << 38  # multiply-adds of all operations together, per image
 MAX_RANGE = 2.0**126  # of a result that the operations can have: float32 ends below 2^128
 UNPACKED = 1 << 22  # weights of a convolution that are floats at a time, while it runs
+AT_A_TIME = 1 << 16  # numbers that an elementwise function computes in float64 at a time
 MAX_VALUE = 2.0**64  # of a result while the network runs, where its range is not known to be inside
 
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}
@@ -260,7 +267,7 @@ def _read_entry(name: str, item: Any, version: int) -> Entry:
         coded or dtype in ("U8", "F32"), f"tensor {_brief(name)} has dtype {_brief(dtype)}, not U8 or F32"
     )
     _demand(
-        isinstance(shape, list) and len(shape) <= 3 and all(_is_int(n, 1, MAX_DATA) for n in shape),
+        isinstance(shape, list) and len(shape) <= version + 2 and all(_is_int(n, 1, MAX_DATA) for n in shape),
         f"tensor {_brief(name)} has the shape {_brief(shape)}",
     )
     _demand(_is_list_of(offsets, 2, 0, MAX_DATA), f"tensor {_brief(name)} has the offsets {_brief(offsets)}")
@@ -342,25 +349,35 @@ def check_description(metadata: dict[str, Any]) -> None:
 # --- the operations -----------------------------------------------------------------------------------------
 
 
+def _is_number(value: Any, most: float) -> bool:
+    return type(value) in (int, float) and abs(value) <= most
+
+
 def _slide(where: str, operation: dict[str, Any], shape: Shape) -> tuple[int, int]:
     """Height and width of what a window sliding over an image gives."""
     window, stride, pads = _field(operation, "window"), _field(operation, "stride"), _field(operation, "pads")
+    dilation = operation.get("dilation", [1, 1])
     _demand(_is_list_of(window, 2, 1, MAX_WINDOW), f"{where}: window {_brief(window)}")
     _demand(_is_list_of(stride, 2, 1, MAX_WINDOW), f"{where}: stride {_brief(stride)}")
-    # Padding below the window's size: each window has a pixel of the image in it.
+    _demand(
+        "dilation" not in operation or (_is_list_of(dilation, 2, 1, MAX_WINDOW) and dilation != [1, 1]),
+        f"{where}: dilation {_brief(dilation)}",
+    )
+    covers = [(side - 1) * gap + 1 for side, gap in zip(window, dilation, strict=True)]
+    # Padding below the window's size: each window has a pixel of the image in it, or between its weights.
     _demand(
         isinstance(pads, list)
         and len(pads) == 2
-        and all(_is_list_of(pad, 2, 0, size - 1) for pad, size in zip(pads, window, strict=True)),
-        f"{where}: pads {_brief(pads)} with a window of {window}",
+        and all(_is_list_of(pad, 2, 0, size - 1) for pad, size in zip(pads, covers, strict=True)),
+        f"{where}: pads {_brief(pads)} with a window of {covers}",
     )
     height, width = (
         (size + sum(pad) - side) // step + 1
-        for size, pad, side, step in zip(shape[:2], pads, window, stride, strict=True)
+        for size, pad, side, step in zip(shape[:2], pads, covers, stride, strict=True)
     )
     _demand(
         min(height, width) >= 1,
-        f"{where}: a window of {window} does not fit into {shape[0]} x {shape[1]} pixels",
+        f"{where}: a window of {covers} does not fit into {shape[0]} x {shape[1]} pixels",
     )
     return height, width
 
@@ -399,8 +416,12 @@ Checked = tuple[Shape, int]
 
 def _check_affine(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
     low = _field(operation, "min")
-    finite = type(low) in (int, float) and abs(low) <= 3e38
-    _demand(low is None or finite, f"{where}: min {_brief(low)} is no number")
+    _demand(low is None or _is_number(low, MAX_CONSTANT), f"{where}: min {_brief(low)} is no number")
+    if "max" in operation:
+        high = operation["max"]
+        _demand(_is_number(high, MAX_CONSTANT), f"{where}: max {_brief(high)} is no number")
+        ordered = low is None or bool(np.float32(low) <= np.float32(high))
+        _demand(ordered, f"{where}: min {_brief(low)} above max {_brief(high)}")
     for suffix in (".scale", ".offset"):
         expected.tensor(where, _field(operation, "tensor"), suffix, "F32", (inputs[0][2],))
     return inputs[0], 1
@@ -412,15 +433,27 @@ def _check_conv(where: str, operation: dict[str, Any], inputs: list[Shape], expe
         _is_list_of(channels, 2, 1, MAX_CHANNELS) and channels[0] == inputs[0][2],
         f"{where}: channels {_brief(channels)} for an input with {inputs[0][2]}",
     )
-    weights = math.prod(operation["window"]) * channels[0]
-    if "coding" in operation:
-        coding, window = operation["coding"], operation["window"]
+    groups, name = operation.get("groups", 1), _field(operation, "tensor")
+    _demand(
+        "groups" not in operation
+        or (_is_int(groups, 2, MAX_CHANNELS) and channels[0] % groups == 0 == channels[1] % groups),
+        f"{where}: groups {_brief(groups)} of channels {channels}",
+    )
+    window, depth = operation["window"], channels[0] // groups
+    weights = math.prod(window) * depth
+    if "weights" in operation:
+        kind = operation["weights"]
+        _demand(kind == "float32", f"{where}: weights {_brief(kind)}, not 'float32'")
+        _demand("coding" not in operation, f"{where}: coding of float32 weights")
+        expected.tensor(where, name, "", "F32", (channels[1], *window, depth))
+    elif "coding" in operation:
+        coding = operation["coding"]
         _demand(coding == "rans", f"{where}: coding {_brief(coding)}, not 'rans'")
         _demand(window == [3, 3], f"{where}: a coded kernel of {window}, not of 3 x 3")
-        expected.tensor(where, _field(operation, "tensor"), ".coded", "U16", (0,))
-        expected.coded[operation["tensor"] + ".coded"] = channels[1], channels[0]
+        expected.tensor(where, name, ".coded", "U16", (0,))
+        expected.coded[name + ".coded"] = channels[1], depth
     else:
-        expected.tensor(where, _field(operation, "tensor"), "", "U8", (channels[1], -(-weights // 8)))
+        expected.tensor(where, name, "", "U8", (channels[1], -(-weights // 8)))
     return (*size, channels[1]), weights
 
 
@@ -428,7 +461,9 @@ def _check_pool(where: str, operation: dict[str, Any], inputs: list[Shape], expe
     return (*_slide(where, operation, inputs[0]), inputs[0][2]), math.prod(operation["window"])
 
 
-def _check_pad(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+def _check_pad_channels(
+    where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected
+) -> Checked:
     height, width, channels = inputs[0]
     more = _field(operation, "channels")
     _demand(_is_int(more, channels, MAX_CHANNELS), f"{where}: {_brief(more)} channels from {channels}")
@@ -444,23 +479,110 @@ def _check_average(where: str, operation: dict[str, Any], inputs: list[Shape], e
     return (inputs[0][2],), 1
 
 
+def _check_pad(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    pads, value, (height, width, channels) = _field(operation, "pads"), _field(operation, "value"), inputs[0]
+    _demand(
+        isinstance(pads, list)
+        and len(pads) == 2
+        and all(_is_list_of(pad, 2, 0, MAX_SIDE) for pad in pads)
+        and any(map(any, pads)),
+        f"{where}: pads {_brief(pads)}",
+    )
+    _demand(_is_number(value, MAX_CONSTANT), f"{where}: value {_brief(value)} is no number")
+    return (height + sum(pads[0]), width + sum(pads[1]), channels), 1
+
+
+def _check_concat(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    sizes = {shape[:2] for shape in inputs}
+    _demand(len(sizes) == 1, f"{where}: values of {len(sizes)} different sizes")
+    channels = sum(shape[2] for shape in inputs)
+    _demand(channels <= MAX_CHANNELS, f"{where}: {channels} channels")
+    return (*inputs[0][:2], channels), 1
+
+
+def _check_product(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    first, second = inputs
+    _demand(second in (first, (1, 1, first[2])), f"{where}: values of shapes {first} and {second}")
+    return first, 1
+
+
+def _check_global(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    kind = _field(operation, "kind")
+    _demand(
+        isinstance(kind, str) and kind in ("average", "max"),
+        f"{where}: kind {_brief(kind)}, not average or max",
+    )
+    return (1, 1, inputs[0][2]), math.prod(inputs[0][:2])
+
+
+def _check_resize(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    factor, method, (height, width, channels) = (
+        _field(operation, "factor"),
+        _field(operation, "method"),
+        inputs[0],
+    )
+    _demand(_is_list_of(factor, 2, 1, MAX_WINDOW) and factor != [1, 1], f"{where}: factor {_brief(factor)}")
+    _demand(
+        isinstance(method, str) and method in ("nearest", "bilinear"),
+        f"{where}: method {_brief(method)}, not nearest or bilinear",
+    )
+    return (height * factor[0], width * factor[1], channels), 4 if method == "bilinear" else 1
+
+
+def _check_elementwise(
+    where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected
+) -> Checked:
+    name, alpha = _field(operation, "function"), _field(operation, "alpha")
+    known = isinstance(name, str) and (name == "leaky_relu" or name in ELEMENTWISE)
+    _demand(known, f"{where}: unknown function {_brief(name)}")
+    _demand(("alpha" in operation) == (name == "leaky_relu"), f"{where}: alpha belongs to leaky_relu")
+    _demand(
+        "alpha" not in operation or _is_number(alpha, MAX_SLOPE),
+        f"{where}: alpha {_brief(alpha)} is no number up to {MAX_SLOPE}",
+    )
+    return inputs[0], 16
+
+
 class Kind(NamedTuple):
-    """One kind of operation: its fields beside ``op``, ``in`` and ``out``, its inputs, its checker."""
+    """One kind of operation.
+
+    Attributes:
+      fields: beside ``op``, ``in`` and ``out``.
+      inputs: how many, at least and at most.
+      check: its checker.
+      feature: of version 2 that has the operation; '' where version 1 has it.
+      newer: fields of version 2, and the feature of each.
+    """
 
     fields: frozenset[str]
-    inputs: int
+    inputs: tuple[int, int]
     check: Callable[[str, dict[str, Any], list[Shape], Expected], Checked]
+    feature: str = ""
+    newer: Mapping[str, str] = {}
 
 
 _SLIDING = frozenset({"window", "stride", "pads"})
+_ONE, _TWO = (1, 1), (2, 2)
+_NEW_OF_CONV = {
+    "coding": "entropy",
+    "dilation": "dilation",
+    "groups": "groups",
+    "weights": "float_kernels",
+}
 KINDS = {
-    "affine": Kind(frozenset({"tensor", "min"}), 1, _check_affine),
-    "conv": Kind(_SLIDING | {"tensor", "channels", "coding"}, 1, _check_conv),
-    "average_pool": Kind(_SLIDING, 1, _check_pool),
-    "max_pool": Kind(_SLIDING, 1, _check_pool),
-    "pad_channels": Kind(frozenset({"channels"}), 1, _check_pad),
-    "add": Kind(frozenset(), 2, _check_add),
-    "global_average": Kind(frozenset(), 1, _check_average),
+    "affine": Kind(frozenset({"tensor", "min"}), _ONE, _check_affine, newer={"max": "clip"}),
+    "conv": Kind(_SLIDING | {"tensor", "channels"}, _ONE, _check_conv, newer=_NEW_OF_CONV),
+    "average_pool": Kind(_SLIDING, _ONE, _check_pool),
+    "max_pool": Kind(_SLIDING, _ONE, _check_pool),
+    "pad_channels": Kind(frozenset({"channels"}), _ONE, _check_pad_channels),
+    "add": Kind(frozenset(), _TWO, _check_add),
+    "global_average": Kind(frozenset(), _ONE, _check_average),
+    "pad": Kind(frozenset({"pads", "value"}), _ONE, _check_pad, "pad"),
+    "concat": Kind(frozenset(), (2, MAX_INPUTS), _check_concat, "concat"),
+    "product": Kind(frozenset(), _TWO, _check_product, "product"),
+    "global_pool": Kind(frozenset({"kind"}), _ONE, _check_global, "global_pool"),
+    "resize": Kind(frozenset({"factor", "method"}), _ONE, _check_resize, "resize"),
+    "elementwise": Kind(frozenset({"function", "alpha"}), _ONE, _check_elementwise, "elementwise"),
 }
 
 
@@ -483,11 +605,11 @@ def _check_operation(where: str, operation: Any, shapes: dict[str, Shape], expec
     op, inputs, out = _field(operation, "op"), _field(operation, "in"), _field(operation, "out")
     _demand(isinstance(op, str) and op in KINDS, f"{where}: unknown op {_brief(op)}")
     kind, where = KINDS[op], f"{where} ({op})"
-    unknown = sorted(set(operation) - {"op", "in", "out"} - kind.fields)
+    unknown = sorted(set(operation) - {"op", "in", "out"} - kind.fields - set(kind.newer))
     _demand(not unknown, f"{where}: unknown field {_brief(unknown[:1])}")
     _demand(
         isinstance(inputs, list)
-        and len(inputs) == kind.inputs
+        and kind.inputs[0] <= len(inputs) <= kind.inputs[1]
         and all(isinstance(name, str) and name in shapes for name in inputs),
         f"{where}: inputs {_brief(inputs)} are not made by the operations before it",
     )
@@ -498,24 +620,50 @@ def _check_operation(where: str, operation: Any, shapes: dict[str, Shape], expec
     return shape, cost
 
 
-def _check_features(metadata: dict[str, Any], operations: list[Any]) -> None:
-    """Checks that the file uses the features that it says it requires, and no others."""
+def features(metadata: dict[str, Any]) -> list[str]:
+    """The features of version 2 that the operations and the metadata use, in ascending order.
+
+    Args:
+      metadata: the JSON object ``binwrn``, with a list of operations, checked or not.
+    """
     used = {"temperature"} & set(metadata)  # of probabilities, which no reader of this project computes
-    for index, operation in enumerate(operations):
-        if isinstance(operation, dict) and "coding" in operation:
-            used.add("entropy")
-            _demand(_field(metadata, "version") == 2, f"operation {index}: unknown field 'coding'")
-    if _field(metadata, "version") == 2:
-        _demand(
-            used == set(metadata["requires"]), f"it requires {metadata['requires']}, but uses {sorted(used)}"
-        )
-        temperature = metadata.get("temperature", 1.0)
-        _demand(
-            isinstance(temperature, int | float)
-            and not isinstance(temperature, bool)
-            and 2**-10 <= temperature <= 2**10,
-            f"temperature {_brief(temperature)} is no number from 2^-10 to 2^10",
-        )
+    for operation in metadata["operations"]:
+        op = operation.get("op") if isinstance(operation, dict) else None
+        if isinstance(op, str) and op in KINDS:
+            kind = KINDS[op]
+            used |= {kind.feature} - {""}
+            used |= {feature for field, feature in kind.newer.items() if field in operation}
+    return sorted(used)
+
+
+def _check_features(metadata: dict[str, Any]) -> None:
+    """Checks that the file uses the features that it says it requires, and no others."""
+    used = features(metadata)
+    if _field(metadata, "version") == 1:
+        new = [name for name in used if name != "temperature"]  # which is an unknown key there
+        _demand(not new, f"it uses {', '.join(new)}, which version 1 does not have")
+        return
+    _demand(used == metadata["requires"], f"it requires {metadata['requires']}, but uses {used}")
+    temperature = metadata.get("temperature", 1.0)
+    _demand(
+        _is_number(temperature, 2**10) and temperature >= 2**-10,
+        f"temperature {_brief(temperature)} is no number from 2^-10 to 2^10",
+    )
+
+
+def multiply_adds(metadata: dict[str, Any], shapes: dict[str, Shape]) -> int:
+    """Of all operations for one image, as the limit counts them.
+
+    Args:
+      metadata: the JSON object ``binwrn``.
+      shapes: what `value_shapes` returns of it.
+    """
+    total = 0
+    for operation in metadata["operations"]:
+        kind, inputs = KINDS[operation["op"]], [shapes[name] for name in operation["in"]]
+        shape, cost = kind.check("", operation, inputs, Expected())
+        total += math.prod(shape) * cost
+    return total
 
 
 def value_shapes(
@@ -539,7 +687,7 @@ def value_shapes(
         isinstance(operations, list) and 1 <= len(operations) <= MAX_OPERATIONS,
         f"no list of 1 to {MAX_OPERATIONS} operations",
     )
-    _check_features(metadata, operations)
+    _check_features(metadata)
     expected, shapes = Expected(), {"image": image_shape}
     activations, work = math.prod(image_shape), 0
     for index, operation in enumerate(operations):
@@ -549,6 +697,8 @@ def value_shapes(
         _demand(
             last or operation["op"] != "global_average", f"{where} (global_average) is not the last operation"
         )
+        small = _field(metadata, "version") == 1 or max(shape[:2]) <= MAX_SIDE or last
+        _demand(small, f"{where}: a value of shape {shape}, with more than {MAX_SIDE} pixels a side")
         activations += math.prod(shape)
         work += math.prod(shape) * cost
         _demand(activations <= MAX_ACTIVATIONS, f"{where}: more than {MAX_ACTIVATIONS} activations per image")
@@ -769,6 +919,21 @@ def checksum(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def _magnitude_after(operation: dict[str, Any], kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each channel after a convolution of channels with magnitudes `x`."""
+    x = x.reshape(operation.get("groups", 1), -1)  # [groups, channels that each sees]
+    outputs = operation["channels"][1] // len(x)  # of each group
+    if kernel.dtype == np.uint8:
+        return np.repeat(math.prod(operation["window"]) * x.sum(1), outputs)
+    result = np.empty(len(kernel))
+    together = max(1, UNPACKED // math.prod(kernel.shape[1:]))
+    for first in range(0, len(kernel), together):
+        some = slice(first, first + together)
+        group = np.arange(first, min(first + together, len(kernel))) // outputs
+        result[some] = (np.abs(kernel[some]).sum((1, 2), dtype=np.float64) * x[group]).sum(1)
+    return result
+
+
 def largest_value(
     metadata: dict[str, Any],
     tensors: dict[str, np.ndarray],
@@ -796,16 +961,27 @@ def largest_value(
             scale, offset = (
                 np.abs(np.float64(tensors[f"{operation['tensor']}.{part}"])) for part in ("scale", "offset")
             )
-            x = np.maximum(scale * x + offset, abs(float(_field(operation, "min") or 0)))
+            limits = (abs(float(_field(operation, end) or 0)) for end in ("min", "max"))
+            x = np.maximum(scale * x + offset, max(limits))
         elif operation["op"] == "conv":
-            x = np.full(operation["channels"][1], math.prod(operation["window"]) * x.sum())
+            x = _magnitude_after(operation, tensors[operation["tensor"]], x)
         elif operation["op"] == "pad_channels":
             x = np.pad(x, (0, operation["channels"] - len(x)))
+        elif operation["op"] == "pad":
+            x = np.maximum(x, abs(float(operation["value"])))
         elif operation["op"] == "add":
             x = x + magnitudes[operation["in"][1]]
+        elif operation["op"] == "product":
+            x = x * magnitudes[operation["in"][1]]
+        elif operation["op"] == "concat":
+            x = np.concatenate([magnitudes[name] for name in operation["in"]])
+        elif operation["op"] == "elementwise":
+            if operation["function"] in ("sigmoid", "hard_sigmoid", "tanh"):
+                x = np.ones(len(x))
+            x = x * max(1.0, abs(float(operation.get("alpha", 1))))
         elif operation["op"] == "average_pool":
             terms = math.prod(operation["window"])
-        elif operation["op"] == "global_average":
+        elif operation["op"] == "global_average" or operation.get("kind") == "average":
             terms = math.prod(shapes[operation["in"][0]][:2])
         bound = max(bound, terms * float(x.max()))
         if bound > MAX_RANGE:
@@ -847,8 +1023,9 @@ def check_tensors(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> N
         _field(metadata, "sha256") == checksum(metadata, tensors), "the bits do not have the checksum stated"
     )
     for operation in metadata["operations"]:
-        if operation["op"] == "conv":
-            used = math.prod(operation["window"]) * operation["channels"][0] % 8
+        if operation["op"] == "conv" and "weights" not in operation:
+            depth = operation["channels"][0] // operation.get("groups", 1)
+            used = math.prod(operation["window"]) * depth % 8
             last = tensors[operation["tensor"]][:, -1]
             _demand(not used or not (last >> used).any(), f"padding bits of {operation['tensor']!r} are set")
     for name, tensor in tensors.items():
@@ -857,7 +1034,7 @@ def check_tensors(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> N
 
 
 class Contents(NamedTuple):
-    """What `read` finds, in the form of version 1: coded kernels are decoded.
+    """What `read` finds, with coded kernels decoded.
 
     Attributes:
       metadata: the JSON object ``binwrn``, see `without_coding`.
@@ -873,22 +1050,30 @@ class Contents(NamedTuple):
 
 
 def without_coding(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object ``binwrn`` of the same model in a file of version 1, whose kernels are not coded."""
+    """The JSON object ``binwrn`` of the same model in a file whose kernels are not coded.
+
+    It is of version 1 where that suffices.
+    """
     if metadata["version"] == 1:
         return metadata
     operations = [
         {key: value for key, value in operation.items() if key != "coding"}
         for operation in metadata["operations"]
     ]
-    rest = {key: value for key, value in metadata.items() if key != "requires"}
-    return {**rest, "version": 1, "operations": operations}
+    requires = [name for name in metadata["requires"] if name != "entropy"]
+    if set(requires) <= {"temperature"}:
+        rest = {key: value for key, value in metadata.items() if key != "requires"}
+        return {**rest, "version": 1, "operations": operations}
+    return {**metadata, "requires": requires, "operations": operations}
 
 
 def _decode(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors, with the bits in the place of coded kernels."""
     kernels = {
         operation["tensor"]: CodedKernel(
-            tensors[operation["tensor"] + ".coded"], operation["channels"][1], operation["channels"][0]
+            tensors[operation["tensor"] + ".coded"],
+            operation["channels"][1],
+            operation["channels"][0] // operation.get("groups", 1),
         )
         for operation in metadata["operations"]
         if "coding" in operation
@@ -945,10 +1130,18 @@ def signs(bits: np.ndarray, window: list[int], channels: list[int]) -> np.ndarra
     return np.where(kernel, np.float32(1), np.float32(-1))
 
 
-def _tap(bits: np.ndarray, tap: int, channels: int) -> np.ndarray:
-    """The weights at one place of a window, float32 ``[C_in, C_out]``; `tap` counts the places row by row."""
+def _tap(kernel: np.ndarray, tap: int, channels: int) -> np.ndarray:
+    """The weights at one place of a window, float32 ``[C, C_out]``; `tap` counts the places row by row.
+
+    Args:
+      kernel: bits, uint8 ``[C_out, ceil(K / 8)]``, or float32 ``[C_out, F_h, F_w, C]``.
+      tap: the place.
+      channels: C, the input channels that each output channel sees.
+    """
+    if kernel.dtype != np.uint8:
+        return kernel.reshape(len(kernel), -1, channels)[:, tap].T
     first = tap * channels
-    columns = bits[:, first // 8 : -(-(first + channels) // 8)]
+    columns = kernel[:, first // 8 : -(-(first + channels) // 8)]
     rows = np.unpackbits(columns, axis=1, bitorder="little")[:, first % 8 : first % 8 + channels]
     return np.where(rows.T, np.float32(1), np.float32(-1))
 
@@ -963,13 +1156,13 @@ class Place(NamedTuple):
 
 def _places(operation: dict[str, Any], shape: Shape) -> Iterator[Place]:
     """The places of a window that slides over images ``(H, W, C)``, without what lies in the padding."""
-    window = operation["window"]
+    window, dilation = operation["window"], operation.get("dilation", (1, 1))
     size = _slide("", operation, shape)
     axes = []
     for axis in range(2):
         step, before = operation["stride"][axis], operation["pads"][axis][0]
         slices = []
-        for at in range(window[axis]):
+        for at in range(0, window[axis] * dilation[axis], dilation[axis]):
             first = max(0, -((at - before) // step))
             last = min(size[axis] - 1, (shape[axis] - 1 + before - at) // step)
             begin = first * step + at - before
@@ -983,17 +1176,51 @@ def _places(operation: dict[str, Any], shape: Shape) -> Iterator[Place]:
                 yield Place(y * window[1] + x, (out_y, out_x), (in_y, in_x))
 
 
-def _convolve(x: np.ndarray, operation: dict[str, Any], bits: np.ndarray) -> np.ndarray:
+def _convolve(x: np.ndarray, operation: dict[str, Any], kernel: np.ndarray) -> np.ndarray:
     (c_in, c_out), shape = operation["channels"], x.shape[1:]
+    groups = operation.get("groups", 1)
+    depth, outputs = c_in // groups, c_out // groups  # of each group
     result = np.zeros((len(x), *_slide("", operation, shape), c_out), np.float32)
-    together = max(1, UNPACKED // c_in)  # output channels, so that few weights are floats at a time
     for place in _places(operation, shape):
         part = x[:, *place.into]
-        for first in range(0, c_out, together):
-            kernel = _tap(bits[first : first + together], place.tap, c_in)
-            product = part.reshape(-1, c_in) @ kernel
-            result[:, *place.out, first : first + together] += product.reshape(*part.shape[:3], -1)
+        for some in _blocks(c_out, outputs, max(1, UNPACKED // depth)):
+            weights = _tap(kernel[some], place.tap, depth)
+            count = -(-weights.shape[1] // outputs)  # groups
+            first = some.start // outputs * depth
+            product = _product_of_groups(part[..., first : first + count * depth], weights, count)
+            result[:, *place.out, some] += product.reshape(*part.shape[:3], -1)
     return result
+
+
+def _blocks(channels: int, outputs: int, most: int) -> Iterator[slice]:
+    """Runs of output channels, `most` or fewer: whole groups of `outputs`, or parts of one."""
+    whole = max(1, most // outputs) * outputs
+    for group in range(0, channels, whole):
+        end = min(group + whole, channels)
+        step = min(most, whole)
+        for first in range(group, end, step):
+            yield slice(first, min(first + step, end))
+
+
+def _product_of_groups(x: np.ndarray, weights: np.ndarray, groups: int) -> np.ndarray:
+    """Each group of channels times its weights.
+
+    Args:
+      x: ``[N, H, W, groups C]``.
+      weights: ``[C, groups O]``.
+      groups: their number.
+
+    Returns:
+      ``[..., groups O]``.
+    """
+    depth = len(weights)
+    if groups == 1:
+        return x.reshape(-1, depth) @ weights
+    if depth == 1:  # depthwise
+        return x[..., None] * weights.reshape(groups, -1)
+    by_group = x.reshape(-1, groups, depth).transpose(1, 0, 2)
+    kernels = weights.reshape(depth, groups, -1).transpose(1, 0, 2)
+    return (by_group @ kernels).transpose(1, 0, 2)
 
 
 def _average_pool(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
@@ -1013,6 +1240,126 @@ def _max_pool(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
         view = result[:, *place.out]
         np.maximum(view, x[:, *place.into], out=view)
     return result
+
+
+def _pad(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
+    value = np.float32(operation["value"])
+    return np.pad(x, ((0, 0), *operation["pads"], (0, 0)), constant_values=value)
+
+
+def _resize(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
+    (down, across), (count, height, width, channels) = operation["factor"], x.shape
+    if operation["method"] == "nearest":
+        every = np.broadcast_to(x[:, :, None, :, None], (count, height, down, width, across, channels))
+        return every.reshape(count, height * down, width * across, channels)
+    result = np.empty((count, height * down, width * across, channels), np.float32)
+    above, below, low = _between(height, down)
+    left, right, part = _between(width, across)
+    part = part[:, None]
+    for y in range(height * down):
+        row = x[:, above[y]] * (1 - low[y]) + x[:, below[y]] * low[y]
+        result[:, y] = row[:, left] * (1 - part) + row[:, right] * part
+    return result
+
+
+def _between(size: int, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each pixel of an enlarged row: the two pixels that it lies between, and the second one's weight."""
+    place = 2 * np.arange(size * factor) + 1 - factor  # in steps of 1 / (2 factor)
+    first, rest = np.divmod(place, 2 * factor)
+    ends = (np.clip(first + more, 0, size - 1) for more in (0, 1))
+    return *ends, np.float32(rest / (2 * factor))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+# erfc(x) = t exp(-x^2 + p(t)), t = 1 / (1 + x / 2) for x >= 0, with a relative error below 1.2e-7:
+# W. H. Press and others, Numerical Recipes, 2nd edition, section 6.2.
+_ERFC = (
+    *(0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807),
+    *(-0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223),
+)
+
+
+def _erfc(x: np.ndarray) -> np.ndarray:
+    size = np.abs(x)
+    t = 1 / (1 + size / 2)
+    tail = t * np.exp(np.polyval(_ERFC, t) - size * size)
+    return np.where(x < 0, 2 - tail, tail)
+
+
+def _hard_sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.clip(x + 3, 0, 6) / 6
+
+
+# Of float64, so that a result in float32 has little error of its own.
+ELEMENTWISE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sigmoid": _sigmoid,
+    "silu": lambda x: x * _sigmoid(x),
+    "tanh": np.tanh,
+    "hard_sigmoid": _hard_sigmoid,
+    "hard_swish": lambda x: x * _hard_sigmoid(x),
+    "gelu": lambda x: x * _erfc(-x / math.sqrt(2)) / 2,
+    # (1 + tanh(u)) / 2 = sigmoid(2 u)
+    "gelu_tanh": lambda x: x * _sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)),
+}
+
+
+def _elementwise(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
+    if operation["function"] == "leaky_relu":
+        return np.where(x >= 0, x, np.float32(operation["alpha"]) * x)
+    function, flat = ELEMENTWISE[operation["function"]], x.reshape(-1)
+    result = np.empty(flat.shape, np.float32)
+    for first in range(0, len(flat), AT_A_TIME):
+        some = slice(first, first + AT_A_TIME)
+        result[some] = function(flat[some].astype(np.float64))
+    return result.reshape(x.shape)
+
+
+# Those with one input and nothing else than their fields.
+_SIMPLE: dict[str, Callable[[np.ndarray, dict[str, Any]], np.ndarray]] = {
+    "average_pool": _average_pool,
+    "max_pool": _max_pool,
+    "pad": _pad,
+    "resize": _resize,
+    "elementwise": _elementwise,
+}
+
+
+def compute(
+    operation: dict[str, Any], inputs: list[np.ndarray], tensors: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """The result of one operation, float32 ``[N, H, W, C]``, or the logits ``[N, C]``.
+
+    Args:
+      operation: checked by `value_shapes`.
+      inputs: float32 ``[N, H, W, C]``.
+      tensors: its arrays by name, among any others.
+    """
+    op, x = operation["op"], inputs[0]
+    if op in _SIMPLE:
+        return _SIMPLE[op](x, operation)
+    if op == "affine":
+        name, low, high = operation["tensor"], _field(operation, "min"), _field(operation, "max")
+        y = x * tensors[name + ".scale"] + tensors[name + ".offset"]
+        y = y if low is None else np.maximum(y, np.float32(low))
+        return y if high is None else np.minimum(y, np.float32(high))
+    if op == "conv":
+        return _convolve(x, operation, tensors[operation["tensor"]])
+    if op == "pad_channels":
+        return np.pad(x, ((0, 0), (0, 0), (0, 0), (0, operation["channels"] - x.shape[3])))
+    if op == "add":
+        return x + inputs[1]
+    if op == "product":
+        return x * inputs[1]
+    if op == "concat":
+        return np.concatenate(inputs, axis=3)
+    if op == "global_pool":
+        reduce = np.max if operation["kind"] == "max" else np.mean
+        return reduce(x, (1, 2), keepdims=True)
+    return x.mean((1, 2))
 
 
 class Model:
@@ -1056,7 +1403,7 @@ class Model:
     def _run(self, images: np.ndarray) -> np.ndarray:
         values = {"image": images.astype(np.float32)}
         for index, operation in enumerate(self.metadata["operations"]):
-            result = self._apply(operation, [values[name] for name in operation["in"]])
+            result = compute(operation, [values[name] for name in operation["in"]], self.tensors)
             if not self._bounded:
                 small = result.min() >= -MAX_VALUE and result.max() <= MAX_VALUE  # false for NaN
                 _demand(small, f"value {_brief(operation['out'])} of an image exceeds {MAX_VALUE:.4g}")
@@ -1066,24 +1413,6 @@ class Model:
                 if self._last_use[name] == index:
                     values.pop(name, None)
         return result
-
-    def _apply(self, operation: dict[str, Any], inputs: list[np.ndarray]) -> np.ndarray:
-        op, x = operation["op"], inputs[0]
-        if op == "affine":
-            name, low = operation["tensor"], _field(operation, "min")
-            y = x * self.tensors[name + ".scale"] + self.tensors[name + ".offset"]
-            return y if low is None else np.maximum(y, np.float32(low))
-        if op == "conv":
-            return _convolve(x, operation, self.tensors[operation["tensor"]])
-        if op == "average_pool":
-            return _average_pool(x, operation)
-        if op == "max_pool":
-            return _max_pool(x, operation)
-        if op == "pad_channels":
-            return np.pad(x, ((0, 0), (0, 0), (0, 0), (0, operation["channels"] - x.shape[3])))
-        if op == "add":
-            return x + inputs[1]
-        return x.mean((1, 2))
 
 
 def load(path: str | os.PathLike[str]) -> Model:

@@ -1,5 +1,7 @@
 """The packed model file: one bit per convolution weight, everything else folded (docs/packed-format.md).
 
+It has version 1 where that suffices, and else version 2 (docs/packed-format-2.md).
+
 packed = pack(model, golden_image)
 write_packed(packed, Path("model.safetensors"))
 packed = read_packed("model.safetensors")
@@ -38,13 +40,14 @@ class PackedModel:
 
     Attributes:
       metadata: the JSON object ``binwrn`` of docs/packed-format.md, with ``operations``.
-      bits: ``{'conv{i}': uint8 [C_out, ceil(K / 8)]}``, in order of the operations.
+      bits: ``{'conv{i}': uint8 [C_out, ceil(K / 8)]}`` of the 1-bit kernels, in order of the operations.
       affines: ``{'affine{j}': (scale, offset)}``, both float32 ``[C]``, in order of the operations.
       golden_image: uint8 ``[H, W, C]``.
       golden_logits: float32 ``[classes]``, what `numpy_reader` computes of the image.
       checksum: the SHA-256 of the whole file that it was read from, in hex; None where it was read from no
         packed file, or from an older one, which states none.
       coded: bytes of each kernel that was coded in the file that it was read from; `bits` has it decoded.
+      kernels: ``{'conv{i}': float32 [C_out, F_h, F_w, C_in / groups]}``, those that stay float32.
     """
 
     metadata: dict[str, Any]
@@ -54,6 +57,7 @@ class PackedModel:
     golden_logits: np.ndarray
     checksum: str | None = None
     coded: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def operations(self) -> list[dict[str, Any]]:
@@ -66,7 +70,8 @@ class PackedModel:
         result = {}
         for name, (scale, offset) in self.affines.items():
             result[name + ".scale"], result[name + ".offset"] = scale, offset
-        return {**result, "golden.logits": self.golden_logits, "golden.image": self.golden_image, **self.bits}
+        golden = {"golden.logits": self.golden_logits, "golden.image": self.golden_image}
+        return {**result, **self.kernels, **golden, **self.bits}
 
     @property
     def value_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -76,19 +81,14 @@ class PackedModel:
 
     @property
     def ideal_bytes(self) -> int:
-        """The convolution weights at one bit each, in bytes, rounded up."""
-        convs = (op for op in self.operations if op["op"] == "conv")
-        return -(-sum(math.prod(op["window"]) * math.prod(op["channels"]) for op in convs) // 8)
+        """The 1-bit weights at one bit each, in bytes, rounded up."""
+        kernels = (math.prod(self.kernel_shape(name)) for name in self.bits)
+        return -(-sum(kernels) // 8)
 
     @property
     def multiply_adds(self) -> int:
         """Of all operations for one image, as the limit of the format counts them."""
-        shapes = self.value_shapes
-        total = 0
-        for op in self.operations:
-            inputs = op["channels"][0] if op["op"] == "conv" else 1
-            total += math.prod(shapes[op["out"]]) * math.prod(op.get("window", [1])) * inputs
-        return total
+        return numpy_reader.multiply_adds(self.metadata, self.value_shapes)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -112,9 +112,19 @@ class PackedModel:
         return graph_of(self.operations, self.value_shapes, signs, self.affines)
 
     def signs(self, name: str) -> np.ndarray:
-        """Weights of the convolution ``name``: float32 ``[F_h, F_w, C_in, C_out]`` of -1 and +1."""
+        """Bits of the convolution ``name``: float32 ``[F_h, F_w, C_in / groups, C_out]`` of -1 and +1."""
+        *window, depth, outputs = self.kernel_shape(name)
+        return numpy_reader.signs(self.bits[name], window, [depth, outputs])
+
+    def weights(self, name: str) -> np.ndarray:
+        """Weights of the convolution ``name``, 1-bit or not: float32 ``[F_h, F_w, C_in / groups, C_out]``."""
+        return self.signs(name) if name in self.bits else self.kernels[name].transpose(1, 2, 3, 0)
+
+    def kernel_shape(self, name: str) -> tuple[int, int, int, int]:
+        """``(F_h, F_w, C_in / groups, C_out)`` of the convolution ``name``."""
         operation = next(op for op in self.operations if op["op"] == "conv" and op["tensor"] == name)
-        return numpy_reader.signs(self.bits[name], operation["window"], operation["channels"])
+        (height, width), (inputs, outputs) = operation["window"], operation["channels"]
+        return height, width, inputs // operation.get("groups", 1), outputs
 
 
 def pack(model: Model, golden_image: np.ndarray, license: str | None = None) -> PackedModel:
@@ -180,25 +190,33 @@ def _check(packed: PackedModel) -> None:
         raise UserError(f"this network cannot be packed: {error}") from error
 
 
+def versioned(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object ``binwrn`` with the version that its operations need, and the features of version 2."""
+    used = numpy_reader.features(dict(metadata))
+    first: dict[str, Any] = {"format": metadata["format"], "version": 1}
+    if set(used) - {"temperature"}:  # which is a key like others in version 1
+        first |= {"version": 2, "requires": used}
+    return {**first, **{key: value for key, value in metadata.items() if key not in (*first, "requires")}}
+
+
 def _coded(packed: PackedModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and tensors, each kernel coded that this makes smaller; as they are where there is none."""
     operations, words = [], {}
     for operation in packed.operations:
-        if operation["op"] == "conv" and operation["window"] == [3, 3]:
-            bits = packed.bits[operation["tensor"]]
-            coded = encode(bits, operation["channels"][0])
+        name = operation.get("tensor")
+        if operation["op"] == "conv" and operation["window"] == [3, 3] and name in packed.bits:
+            bits = packed.bits[name]
+            coded = encode(bits, packed.kernel_shape(name)[2])
             if worthwhile(coded, bits):
-                words[operation["tensor"]] = coded
+                words[name] = coded
                 operation = {**operation, "coding": "rans"}
         operations.append(operation)
     if not words:
         return packed.metadata, packed.tensors
-    requires = ["entropy", *({"temperature"} & set(packed.metadata))]
-    first = {"format": packed.metadata["format"], "version": 2, "requires": requires}
     tensors = {name: tensor for name, tensor in packed.tensors.items() if name not in words}
     floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype == np.float32}
     renamed = {name + ".coded": coded for name, coded in words.items()}
-    return {**first, **packed.metadata, **first, "operations": operations}, {**floats, **renamed, **tensors}
+    return versioned({**packed.metadata, "operations": operations}), {**floats, **renamed, **tensors}
 
 
 def serialise(packed: PackedModel, coding: str | None = None) -> bytes:
@@ -268,7 +286,7 @@ def read_packed(path: str | Path) -> PackedModel:
     names = [(op["op"], op["tensor"]) for op in metadata["operations"] if "tensor" in op]
     return PackedModel(
         metadata=metadata,
-        bits={name: tensors[name] for op, name in names if op == "conv"},
+        bits={name: tensors[name] for op, name in names if op == "conv" and tensors[name].dtype == np.uint8},
         affines={
             name: (tensors[name + ".scale"], tensors[name + ".offset"])
             for op, name in names
@@ -278,4 +296,7 @@ def read_packed(path: str | Path) -> PackedModel:
         golden_logits=tensors["golden.logits"],
         checksum=checksum,
         coded=coded,
+        kernels={
+            name: tensors[name] for op, name in names if op == "conv" and tensors[name].dtype != np.uint8
+        },
     )
