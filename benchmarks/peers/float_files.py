@@ -18,14 +18,17 @@ def count_readers(operations: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def float_layers(packed: Any) -> list[dict[str, Any]]:
-    """The operations; float weights ``[C_out, C_in, F_h, F_w]`` have the affine after them in them."""
+    """The operations; float weights ``[C_out, C_in / groups, F_h, F_w]`` have the affine after them in them.
+
+    ``relu`` says whether a layer ends in one, ``max`` where it is cut above.
+    """
     uses = count_readers(packed.operations)
     layers: list[dict[str, Any]] = []
     by_out: dict[str, dict[str, Any]] = {}
     for operation in packed.operations:
         layer = dict(operation)
         if layer["op"] == "conv":
-            layer["weights"] = packed.signs(layer["tensor"]).transpose(3, 2, 0, 1)
+            layer["weights"] = np.ascontiguousarray(packed.weights(layer["tensor"]).transpose(3, 2, 0, 1))
             layer["bias"] = np.zeros(layer["channels"][1], np.float32)
             layer["relu"] = False
         if layer["op"] == "affine":
@@ -35,6 +38,7 @@ def float_layers(packed: Any) -> list[dict[str, Any]]:
             if before and before["op"] == "conv" and uses[before["out"]] == 1:
                 before["weights"] = np.ascontiguousarray(before["weights"] * scale.reshape(-1, 1, 1, 1))
                 before["bias"], before["relu"] = offset, layer.get("min") is not None
+                before["max"] = layer.get("max")
                 before["out"] = layer["out"]
                 by_out[layer["out"]] = before
                 continue
@@ -68,7 +72,9 @@ def write_onnx(layers: list[dict[str, Any]], shape: list[int], classes: int, pat
             }
         if op == "conv":
             inputs += [constant(out + ".w", layer["weights"]), constant(out + ".b", layer["bias"])]
-            nodes.append(helper.make_node("Conv", inputs, [shown], **window))
+            nodes.append(helper.make_node("Conv", inputs, [shown], group=layer.get("groups", 1), **window))
+        elif op == "affine" and (layer["scale"] == 1).all() and not layer["offset"].any():
+            shown = inputs[0]  # a ReLU alone
         elif op == "affine":
             scale = constant(out + ".scale", layer["scale"].reshape(1, -1, 1, 1))
             offset = constant(out + ".offset", layer["offset"].reshape(1, -1, 1, 1))
@@ -83,10 +89,16 @@ def write_onnx(layers: list[dict[str, Any]], shape: list[int], classes: int, pat
             nodes.append(helper.make_node("Pad", [*inputs, pads], [out]))
         elif op == "add":
             nodes.append(helper.make_node("Add", inputs, [out]))
+        elif op == "global_pool":
+            kind = "GlobalAveragePool" if layer["kind"] == "average" else "GlobalMaxPool"
+            nodes.append(helper.make_node(kind, inputs, [out]))
         else:
             nodes.append(helper.make_node("GlobalAveragePool", inputs, ["mean"]))
             nodes.append(helper.make_node("Flatten", ["mean"], [out]))
-        if layer.get("relu"):
+        if layer.get("relu") and layer.get("max") is not None:
+            limits = [constant(out + ".min", np.float32(0)), constant(out + ".max", np.float32(layer["max"]))]
+            nodes.append(helper.make_node("Clip", [shown, *limits], [out]))
+        elif layer.get("relu"):
             nodes.append(helper.make_node("Relu", [shown], [out]))
     height, width, channels = shape
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", channels, height, width])

@@ -83,31 +83,38 @@ void binwrn_conv_scratch(const binwrn_model *model, const operation *op, size_t 
   if (sum > *sums) *sums = sum;
 }
 
+/* The tables of one row of the input under a tile, whose first pixel is (y, x): a phase at a time, with zeros for the
+ * pixels outside the image. */
+static void make_row(const summation *s, const operation *op, int y, int x, int first, int n, const affine *before,
+                     int slots, float *tables) {
+  const conv_plan *plan = &op->conv;
+  const size_t pixel = (size_t)s->slots * (size_t)s->table, channels = (size_t)plan->in.channels;
+  const int step = op->stride[1], left = plan->pixels - y * plan->in.width; /* pixels from this row on */
+  const int width = y < 0 || y >= plan->in.height ? 0 : smaller(plan->in.width, left);
+  int phase;
+  for (phase = 0; phase < step && phase < plan->in_columns; phase++, tables += (size_t)plan->phase * pixel) {
+    const int count = (plan->in_columns - phase + step - 1) / step, at = x + phase;
+    const int begin = at < 0 ? smaller((-at + step - 1) / step, count) : 0;
+    const int end = at >= width ? begin : smaller((width - at + step - 1) / step, count);
+    int p;
+    for (p = 0; p < count; p++)
+      if (p < begin || p >= end) memset(tables + (size_t)p * pixel, 0, (size_t)(slots * s->table) * sizeof *tables);
+    if (end > begin)
+      s->tables(op->x + ((size_t)y * (size_t)plan->in.width + (size_t)(at + begin * step)) * channels + first,
+                (size_t)step * channels, end - begin, n, before, slots, tables + (size_t)begin * pixel);
+  }
+}
+
 /* The tables of one chunk of a group for a tile; `first` is its first input channel, n there are. */
 static void make_tables(const summation *s, const operation *op, int y, int x, int first, int n, int slots,
                         float *tables) {
   const conv_plan *plan = &op->conv;
-  const size_t pixel = (size_t)s->slots * (size_t)s->table, made = (size_t)slots * (size_t)s->table;
   affine before = op->affine;
-  int r, c;
+  int r;
   if (before.scale) before.scale += first, before.offset += first;
-  for (r = 0; r < plan->in_rows; r++, tables += plan->row_floats) {
-    const int in_y = y * op->stride[0] - op->pads[0][0] + r;
-    int phase = 0, column = 0;
-    for (c = 0; c < plan->in_columns; c++) {
-      const int in_x = x * op->stride[1] - op->pads[1][0] + c;
-      float *table = tables + (size_t)(phase * plan->phase + column) * pixel;
-      if (in_y < 0 || in_y >= plan->in.height || in_x < 0 || in_x >= plan->in.width ||
-          in_y * plan->in.width + in_x >= plan->pixels) {
-        memset(table, 0, made * sizeof *table);
-      } else {
-        const float *input = op->x + ((size_t)in_y * (size_t)plan->in.width + (size_t)in_x) *
-                                         (size_t)plan->in.channels + first;
-        s->tables(input, n, &before, slots, table);
-      }
-      if (++phase == op->stride[1]) phase = 0, column++;
-    }
-  }
+  for (r = 0; r < plan->in_rows; r++, tables += plan->row_floats)
+    make_row(s, op, y * op->stride[0] - op->pads[0][0] + r, x * op->stride[1] - op->pads[1][0], first, n, &before, slots,
+             tables);
 }
 
 /* Sums of the blocks from `first` to `last` - 1 of one group, for a tile. */
@@ -118,7 +125,6 @@ static void sum_group(const summation *s, const operation *op, int group, int fi
   const size_t chunk_weights = (size_t)plan->tap_count * (size_t)(s->lanes * s->words);
   const uint32_t *weights = plan->weights;
   int chunk, block, d, r;
-  memset(sums, 0, (size_t)(last - first) * (size_t)rows * tile * sizeof *sums);
   for (chunk = 0; chunk < plan->chunks; chunk++) {
     const int at = chunk * plan->depth * s->slots; /* bundles before this chunk */
     const int slots = smaller(s->slots, plan->bundles - at);
@@ -134,19 +140,20 @@ static void sum_group(const summation *s, const operation *op, int group, int fi
           weights + (((size_t)group * (size_t)plan->blocks + (size_t)block) * (size_t)plan->chunks + (size_t)chunk) *
                         chunk_weights;
       for (r = 0; r < rows; r++)
-        s->accumulate(sums + ((size_t)(block - first) * (size_t)rows + (size_t)r) * tile, w,
+        s->accumulate(sums + ((size_t)(block - first) * (size_t)rows + (size_t)r) * tile, chunk == 0, w,
                       tables + (size_t)(r * op->stride[0]) * plan->row_floats, plan->taps,
                       plan->tap_count / plan->depth * depth, slots);
     }
   }
 }
 
-static void finish_group(const kernel *k, const operation *op, int group, int first, int last, int y, int x, int rows,
-                         const float *sums) {
+static int finish_group(const binwrn_model *model, const operation *op, int group, int first, int last, int y, int x,
+                        int rows, const float *sums) {
+  const kernel *k = model->kernel;
   const conv_plan *plan = &op->conv;
   const int lanes = summation_of(k, plan)->lanes;
   const size_t channels = (size_t)plan->out.channels;
-  int block, r;
+  int block, r, small = 1;
   for (block = first; block < last; block++) {
     const int n = smaller(lanes, plan->outputs - block * lanes), channel = group * plan->outputs + block * lanes;
     affine after = op->after;
@@ -156,9 +163,11 @@ static void finish_group(const kernel *k, const operation *op, int group, int fi
       const size_t at = pixel * channels + (size_t)channel;
       int columns = smaller(PIXELS, plan->out.width - x);
       if (is_pointwise(op)) columns = smaller(columns, plan->pixels - (int)pixel);
-      k->finish(sums, lanes, columns, n, &after, op->y ? op->y + at : NULL, op->result + at, channels);
+      small &= k->finish(sums, lanes, columns, n, &after, op->y ? op->y + at : NULL, op->result + at, channels,
+                         model->guarded);
     }
   }
+  return small;
 }
 
 /* The tile and the blocks of an item. */
@@ -170,45 +179,20 @@ static void find_item(const conv_plan *plan, int item, int *y, int *x, int *firs
   *last = (int)((int64_t)blocks * (part + 1) / plan->parts);
 }
 
-void binwrn_convolve(const binwrn_model *model, const operation *op, int item, unsigned char *scratch) {
+int binwrn_convolve(const binwrn_model *model, const operation *op, int item, unsigned char *scratch) {
   const kernel *k = model->kernel;
   const conv_plan *plan = &op->conv;
   float *tables = (float *)(void *)scratch, *sums = tables + model->table_floats;
-  int y, x, first, last, rows, block;
-  if (plan->method == METHOD_DEPTHWISE) {
-    k->depthwise(op, item);
-    return;
-  }
+  int y, x, first, last, rows, block, small = 1;
+  if (plan->method == METHOD_DEPTHWISE) return k->depthwise(op, item, model->guarded);
   find_item(plan, item, &y, &x, &first, &last);
   rows = smaller(plan->tile_rows, plan->out.height - y);
   for (block = first; block < last;) {
     const int group = block / plan->blocks, begin = block % plan->blocks;
     const int end = smaller(plan->blocks, begin + last - block);
     sum_group(summation_of(k, plan), op, group, begin, end, y, x, rows, tables, sums);
-    finish_group(k, op, group, begin, end, y, x, rows, sums);
+    small &= finish_group(model, op, group, begin, end, y, x, rows, sums);
     block += end - begin;
   }
-}
-
-void binwrn_conv_area(const binwrn_model *model, const operation *op, int item, int rows[2], int columns[2],
-                      int channels[2]) {
-  const conv_plan *plan = &op->conv;
-  int lanes, y, x, first, last, block, i;
-  rows[0] = item, rows[1] = item + 1;
-  columns[0] = channels[0] = 0;
-  columns[1] = op->out.width, channels[1] = op->out.channels;
-  if (plan->method == METHOD_DEPTHWISE) return;
-  lanes = summation_of(model->kernel, plan)->lanes;
-  find_item(plan, item, &y, &x, &first, &last);
-  for (i = 0; i < 2; i++) {
-    block = i ? last : first;
-    channels[i] = block / plan->blocks * plan->outputs + block % plan->blocks * lanes;
-  }
-  if (is_pointwise(op)) { /* pixels of the row, as if the image had one row */
-    rows[0] = 0, rows[1] = 1;
-    columns[0] = y * PIXELS, columns[1] = smaller(y * PIXELS + PIXELS, plan->pixels);
-  } else {
-    rows[0] = y, rows[1] = smaller(y + plan->tile_rows, op->out.height);
-    columns[0] = x, columns[1] = smaller(x + PIXELS, op->out.width);
-  }
+  return small;
 }

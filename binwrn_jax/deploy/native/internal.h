@@ -120,13 +120,13 @@ typedef struct {
  * `lanes` output channels for `slots` such bundles are `words` numbers of 32 bits for each channel. */
 typedef struct {
   int lanes, bundle, slots, table, words;
-  /* Tables of `slots` bundles, the first n of whose inputs there are; the others are 0. A multiply-add may
-   * come before. */
-  void (*tables)(const float *inputs, int n, const affine *before, int slots, float *tables);
-  /* sums[PIXELS][lanes] += the inputs times their weights. weights[taps][words][lanes]; the tables of tap t and of
+  /* Tables of `slots` bundles, the first n of whose inputs there are, for pixels that are `step` floats apart; the other
+   * inputs are 0. A multiply-add may come before. The tables of a pixel are SLOTS * table floats apart. */
+  void (*tables)(const float *inputs, size_t step, int pixels, int n, const affine *before, int slots, float *tables);
+  /* sums[PIXELS][lanes], taken as 0 if it is the first time, += the inputs times their weights. weights[taps][words][lanes]; the tables of tap t and of
    * pixel p begin at tables + taps[t] + p * SLOTS * table, whose SLOTS is the kernel's, also where `slots` is less. */
-  void (*accumulate)(float *sums, const void *weights, const float *tables, const uint32_t *taps, int tap_count,
-                     int slots);
+  void (*accumulate)(float *sums, int first, const void *weights, const float *tables, const uint32_t *taps,
+                     int tap_count, int slots);
 } summation;
 
 /* All that is written for one kind of processor. */
@@ -135,12 +135,13 @@ typedef struct {
   summation signs, floats;
   /* Bits of one bundle (bit i: input i is added, otherwise subtracted) as they stand in a word of `signs`. */
   uint32_t (*code)(unsigned bits, int slot);
-  /* Row y of the result of a depthwise convolution. */
-  void (*depthwise)(const operation *op, int y);
+  /* Row y of the result of a depthwise convolution. Returns what `finish` does. */
+  int (*depthwise)(const operation *op, int y, int check);
   /* Results from sums[pixels][lanes] of n <= lanes channels: a multiply-add, and `more` is added, if they are there.
-   * Pixels of `more` and `out` are `channels` floats apart. */
-  void (*finish)(const float *sums, int lanes, int pixels, int n, const affine *after, const float *more, float *out,
-                 size_t channels);
+   * Pixels of `more` and `out` are `channels` floats apart. If `check`, returns whether no number on the way
+   * exceeds MAX_VALUE; not of those that are NaN. */
+  int (*finish)(const float *sums, int lanes, int pixels, int n, const affine *after, const float *more, float *out,
+                size_t channels, int check);
   /* out = f(x), a function of `elementwise`. */
   void (*apply)(op_choice f, float alpha, const float *x, float *out, size_t count);
 } kernel;
@@ -190,10 +191,8 @@ static inline const summation *summation_of(const kernel *k, const conv_plan *pl
 int binwrn_plan_conv(operation *op, const kernel *k, int threads);
 /* Raises the floats of tables and of sums to what the convolution needs of them. */
 void binwrn_conv_scratch(const binwrn_model *model, const operation *op, size_t *tables, size_t *sums);
-void binwrn_convolve(const binwrn_model *model, const operation *op, int item, unsigned char *scratch);
-/* The part of the result that an item makes: rows, columns and channels, the first and the one after the last. */
-void binwrn_conv_area(const binwrn_model *model, const operation *op, int item, int rows[2], int columns[2],
-                      int channels[2]);
+/* Returns whether no value of the item exceeds MAX_VALUE; not of those that are NaN. */
+int binwrn_convolve(const binwrn_model *model, const operation *op, int item, unsigned char *scratch);
 /* An item of any operation that is no convolution. */
 void binwrn_simple_item(const binwrn_model *model, const operation *op, int item, const uint8_t *image, float *logits);
 
@@ -224,16 +223,6 @@ static inline void apply_affine(const affine *a, const float *x, float *out, int
     const float y = x[i] * a->scale[i] + a->offset[i], z = y < a->min ? a->min : y;
     out[i] = z > a->max ? a->max : z;
   }
-}
-
-/* The inputs of a kernel's `tables`, complete. */
-static inline void stage_inputs(const float *inputs, int n, const affine *before, int total, float *stage) {
-  int i;
-  if (before->scale)
-    apply_affine(before, inputs, stage, n);
-  else
-    for (i = 0; i < n; i++) stage[i] = inputs[i];
-  for (i = n; i < total; i++) stage[i] = 0;
 }
 
 #endif

@@ -4,34 +4,6 @@
 #include "functions.h"
 #include "internal.h"
 
-enum { LANES = 8, BUNDLE = 4, SLOTS = 8, TABLE = 16 };
-
-static uint32_t code(unsigned bits, int slot) { return (uint32_t)bits << (4 * slot); }
-
-static void tables(const float *x, int n, const affine *before, int slots, float *tables) {
-  float stage[MAX_STAGE], *inputs = stage;
-  int g, i;
-  stage_inputs(x, n, before, BUNDLE * slots, stage);
-  for (g = 0; g < slots; g++, inputs += BUNDLE, tables += TABLE) {
-    const float a = inputs[0], b = inputs[1], c = inputs[2], d = inputs[3];
-    const float low[4] = {-a - b, a - b, b - a, a + b}, high[4] = {-c - d, c - d, d - c, c + d};
-    for (i = 0; i < TABLE; i++) tables[i] = low[i & 3] + high[i >> 2];
-  }
-}
-
-static void accumulate(float *sums, const void *weights, const float *tables, const uint32_t *taps, int tap_count,
-                       int slots) {
-  const uint32_t *words = weights;
-  int t, g, p, lane;
-  for (t = 0; t < tap_count; t++, words += LANES)
-    for (g = 0; g < slots; g++)
-      for (p = 0; p < PIXELS; p++) {
-        const float *table = tables + taps[t] + (p * SLOTS + g) * TABLE;
-        for (lane = 0; lane < LANES; lane++)
-          sums[p * LANES + lane] += table[words[lane] >> (4 * g) & 15];
-      }
-}
-
 /* Four floats that the compiler turns into what the processor has. */
 typedef float floats4 __attribute__((vector_size(16)));
 typedef int32_t bits4 __attribute__((vector_size(16)));
@@ -64,9 +36,44 @@ static inline floats4 choose(bits4 mask, floats4 a, floats4 b) {
 #define STORE_SOME(p, v, n) store_some((p), (v), (n))
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #define ADD(a, b) ((a) + (b))
+#define MINUS(a) (-(a))
 #define LARGER(a, b) choose((bits4)((a) > (b)), (a), (b))
 #define SMALLER(a, b) choose((bits4)((a) < (b)), (a), (b))
 #include "kernel_vectors.h"
+
+enum { LANES = 8, BUNDLE = 4, SLOTS = 8, TABLE = 16 };
+
+static uint32_t code(unsigned bits, int slot) { return (uint32_t)bits << (4 * slot); }
+
+static void pixel_tables(const float *x, int n, const affine *before, int slots, float *tables) {
+  float stage[MAX_STAGE], *inputs = stage;
+  int g, i;
+  stage_pixel_plain(x, n, before, BUNDLE * slots, stage);
+  for (g = 0; g < slots; g++, inputs += BUNDLE, tables += TABLE) {
+    const float a = inputs[0], b = inputs[1], c = inputs[2], d = inputs[3];
+    const float low[4] = {-a - b, a - b, b - a, a + b}, high[4] = {-c - d, c - d, d - c, c + d};
+    for (i = 0; i < TABLE; i++) tables[i] = low[i & 3] + high[i >> 2];
+  }
+}
+
+static void tables(const float *x, size_t step, int pixels, int n, const affine *before, int slots, float *tables) {
+  for (; pixels--; x += step, tables += SLOTS * TABLE) pixel_tables(x, n, before, slots, tables);
+}
+
+static void accumulate(float *sums, int first, const void *weights, const float *tables,
+                         const uint32_t *taps, int tap_count, int slots) {
+  const uint32_t *words = weights;
+  int t, g, p, lane;
+  for (p = 0; first && p < PIXELS * LANES; p++) sums[p] = 0;
+  for (t = 0; t < tap_count; t++, words += LANES)
+    for (g = 0; g < slots; g++)
+      for (p = 0; p < PIXELS; p++) {
+        const float *table = tables + taps[t] + (p * SLOTS + g) * TABLE;
+        for (lane = 0; lane < LANES; lane++)
+          sums[p * LANES + lane] += table[words[lane] >> (4 * g) & 15];
+      }
+}
+
 
 const kernel binwrn_plain = {"plain",
                              {LANES, BUNDLE, SLOTS, TABLE, 1, tables, accumulate},

@@ -5,23 +5,44 @@
  *   VECTOR, WIDTH        of WIDTH floats
  *   LOAD(p), STORE(p, v), SPLAT(x)
  *   LOAD_SOME(p, n), STORE_SOME(p, v, n)   n < WIDTH floats; the others are 0, or not touched
- *   MULTIPLY_ADD(a, b, c), ADD(a, b)
+ *   MULTIPLY_ADD(a, b, c), ADD(a, b), MINUS(a)
  *   LARGER(a, b), SMALLER(a, b)            b, where that is NaN
  */
 
 /* Channels of one pixel that a float kernel takes at a time. */
 #define FLOAT_SLOTS 32
+#define INLINE TARGET __attribute__((always_inline)) static inline
 #define EACH_PIXEL(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
 
-TARGET static void NAME(stage)(const float *inputs, int n, const affine *before, int slots, float *tables) {
-  stage_inputs(inputs, n, before, slots, tables);
+/* n inputs of a pixel, `total` with zeros after them, which end in a whole vector. */
+INLINE void NAME(stage_pixel)(const float *inputs, int n, const affine *before, int total, float *stage) {
+  const VECTOR min = SPLAT(before->min), max = SPLAT(before->max);
+  int i;
+  for (i = 0; i < total; i += WIDTH) {
+    const int some = n - i < WIDTH ? n - i : 0;
+    VECTOR v = SPLAT(0);
+    if (i < n) v = some ? LOAD_SOME(inputs + i, some) : LOAD(inputs + i);
+    if (i < n && before->scale) {
+      const VECTOR scale = some ? LOAD_SOME(before->scale + i, some) : LOAD(before->scale + i);
+      const VECTOR offset = some ? LOAD_SOME(before->offset + i, some) : LOAD(before->offset + i);
+      v = SMALLER(max, LARGER(min, MULTIPLY_ADD(v, scale, offset)));
+    }
+    STORE(stage + i, v);
+    if (some > 0 && before->scale) /* a limit above 0 is none of an input that is not there */
+      STORE(stage + i, LOAD_SOME(stage + i, some));
+  }
 }
 
-TARGET static void NAME(accumulate_floats)(float *sums, const void *weights, const float *tables, const uint32_t *taps,
-                                           int tap_count, int slots) {
+TARGET static void NAME(stage)(const float *inputs, size_t step, int pixels, int n, const affine *before, int slots,
+                               float *tables) {
+  for (; pixels--; inputs += step, tables += FLOAT_SLOTS) NAME(stage_pixel)(inputs, n, before, slots, tables);
+}
+
+TARGET static void NAME(accumulate_floats)(float *sums, int first, const void *weights, const float *tables,
+                                           const uint32_t *taps, int tap_count, int slots) {
   const float *w = weights;
   int t, g;
-#define BEGIN(p) VECTOR a##p = LOAD(sums + WIDTH * p);
+#define BEGIN(p) VECTOR a##p = first ? SPLAT(0) : LOAD(sums + WIDTH * p);
 #define STEP(p) a##p = MULTIPLY_ADD(weight, SPLAT(x[p * FLOAT_SLOTS]), a##p);
 #define END(p) STORE(sums + WIDTH * p, a##p);
   EACH_PIXEL(BEGIN)
@@ -38,32 +59,56 @@ TARGET static void NAME(accumulate_floats)(float *sums, const void *weights, con
 #undef END
 }
 
-TARGET static void NAME(finish)(const float *sums, int lanes, int pixels, int n, const affine *after, const float *more,
-                                float *out, size_t channels) {
-  int p, i;
+/* What `finish` does to a vector of channels, n of them if that is not 0. least: of all numbers and their negatives. */
+INLINE VECTOR NAME(finish_vector)(const float *sums, int lanes, int pixels, int n, const affine *after, int i,
+                                  const float *more, float *out, size_t channels, int check) {
+  VECTOR least = SPLAT(0), scale = SPLAT(1), offset = SPLAT(0);
+  const VECTOR min = SPLAT(after->min), max = SPLAT(after->max);
+  if (after->scale) {
+    scale = n ? LOAD_SOME(after->scale + i, n) : LOAD(after->scale + i);
+    offset = n ? LOAD_SOME(after->offset + i, n) : LOAD(after->offset + i);
+  }
+  for (; pixels--; sums += lanes, out += channels) {
+    VECTOR v = n ? LOAD_SOME(sums, n) : LOAD(sums);
+    if (check) least = SMALLER(SMALLER(v, MINUS(v)), least);
+    if (after->scale) {
+      v = SMALLER(max, LARGER(min, MULTIPLY_ADD(v, scale, offset)));
+      if (check) least = SMALLER(SMALLER(v, MINUS(v)), least);
+    }
+    if (more) {
+      v = ADD(v, n ? LOAD_SOME(more, n) : LOAD(more));
+      if (check) least = SMALLER(SMALLER(v, MINUS(v)), least);
+      more += channels;
+    }
+    if (n)
+      STORE_SOME(out, v, n);
+    else
+      STORE(out, v);
+  }
+  return least;
+}
+
+TARGET static int NAME(finish)(const float *sums, int lanes, int pixels, int n, const affine *after, const float *more,
+                               float *out, size_t channels, int check) {
+  VECTOR least = SPLAT(0);
+  float numbers[WIDTH];
+  int i;
   for (i = 0; i < n; i += WIDTH) {
     const int some = n - i < WIDTH ? n - i : 0;
     const float *from = more ? more + i : NULL;
-    float *to = out + i;
-    VECTOR scale = SPLAT(1), offset = SPLAT(0);
-    const VECTOR min = SPLAT(after->min), max = SPLAT(after->max);
-    if (after->scale) {
-      scale = some ? LOAD_SOME(after->scale + i, some) : LOAD(after->scale + i);
-      offset = some ? LOAD_SOME(after->offset + i, some) : LOAD(after->offset + i);
-    }
-    for (p = 0; p < pixels; p++, to += channels) {
-      VECTOR v = some ? LOAD_SOME(sums + p * lanes + i, some) : LOAD(sums + p * lanes + i);
-      if (after->scale) v = SMALLER(max, LARGER(min, MULTIPLY_ADD(v, scale, offset)));
-      if (from) {
-        v = ADD(v, some ? LOAD_SOME(from, some) : LOAD(from));
-        from += channels;
-      }
-      if (some)
-        STORE_SOME(to, v, some);
-      else
-        STORE(to, v);
-    }
+#define FINISH(some, check) NAME(finish_vector)(sums + i, lanes, pixels, some, after, i, from, out + i, channels, check)
+    if (check)
+      least = SMALLER(FINISH(some, 1), least);
+    else if (some)
+      FINISH(some, 0);
+    else
+      FINISH(0, 0);
+#undef FINISH
   }
+  STORE(numbers, least);
+  for (i = 0; check && i < WIDTH; i++)
+    if (!(numbers[i] >= -(float)MAX_VALUE)) return 0;
+  return 1;
 }
 
 /* Sums of `count` pixels side by side, 1 or 4, over the taps from `first` to `last` - 1 of each row. x: the pixel of the
@@ -75,8 +120,7 @@ typedef struct {
   float *out;
 } NAME(window);
 
-TARGET __attribute__((always_inline)) static inline void NAME(depthwise_pixels)(const NAME(window) *w, size_t c, int some,
-                                                                            int four) {
+INLINE void NAME(depthwise_pixels)(const NAME(window) *w, size_t c, int some, int four) {
   VECTOR a = SPLAT(0), b = a, d = a, e = a;
   int i, j;
 #define PICK(p) (some ? LOAD_SOME(p, some) : LOAD(p))
@@ -105,14 +149,14 @@ TARGET __attribute__((always_inline)) static inline void NAME(depthwise_pixels)(
 #undef PUT
 }
 
-TARGET static void NAME(depthwise)(const operation *op, int y) {
+TARGET static int NAME(depthwise)(const operation *op, int y, int check) {
   const size_t channels = (size_t)op->in.channels;
   const int top = y * op->stride[0] - op->pads[0][0], gap = op->dilation[0], step = op->dilation[1];
   const int i0 = top < 0 ? (-top + gap - 1) / gap : 0;
   const int bottom = (op->in.height - top + gap - 1) / gap, i1 = bottom < op->window[0] ? bottom : op->window[0];
   NAME(window) w;
   size_t c, at;
-  int x, pixels;
+  int x, pixels, small = 1;
   w.channels = channels, w.row = (size_t)gap * (size_t)op->in.width * channels, w.step = (size_t)step * channels;
   w.next = (size_t)op->stride[1] * channels, w.weight_row = (size_t)op->window[1] * channels;
   w.rows = i1 > i0 ? i1 - i0 : 0;
@@ -134,9 +178,10 @@ TARGET static void NAME(depthwise)(const operation *op, int y) {
     else
       for (c = 0; c + WIDTH <= channels; c += WIDTH) NAME(depthwise_pixels)(&w, c, 0, 0);
     if (c < channels) NAME(depthwise_pixels)(&w, c, (int)(channels - c), four);
-    NAME(finish)(w.out, op->in.channels, pixels, op->in.channels, &op->after, op->y ? op->y + (w.out - op->result) : NULL,
-                 w.out, channels);
+    small &= NAME(finish)(w.out, op->in.channels, pixels, op->in.channels, &op->after,
+                          op->y ? op->y + (w.out - op->result) : NULL, w.out, channels, check);
   }
+  return small;
 }
 
 TARGET static void NAME(apply)(op_choice f, float alpha, const float *x, float *out, size_t count) {
@@ -144,6 +189,7 @@ TARGET static void NAME(apply)(op_choice f, float alpha, const float *x, float *
 }
 
 #undef EACH_PIXEL
+#undef INLINE
 #undef NAME
 #undef TARGET
 #undef VECTOR
@@ -155,5 +201,6 @@ TARGET static void NAME(apply)(op_choice f, float alpha, const float *x, float *
 #undef STORE_SOME
 #undef MULTIPLY_ADD
 #undef ADD
+#undef MINUS
 #undef LARGER
 #undef SMALLER

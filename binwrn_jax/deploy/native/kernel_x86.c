@@ -21,37 +21,60 @@
 
 enum { LANES16 = 16, BUNDLE5 = 5, SLOTS6 = 6, TABLE16 = 16 };
 
+#define NAME(x) x##16
+#define TARGET TARGET_16
+#define VECTOR __m512
+#define WIDTH 16
+#define MASK(n) ((__mmask16)((1u << (n)) - 1))
+#define LOAD(p) _mm512_loadu_ps(p)
+#define STORE(p, v) _mm512_storeu_ps((p), (v))
+#define SPLAT(x) _mm512_set1_ps(x)
+#define LOAD_SOME(p, n) _mm512_maskz_loadu_ps(MASK(n), (p))
+#define STORE_SOME(p, v, n) _mm512_mask_storeu_ps((p), MASK(n), (v))
+#define MULTIPLY_ADD(a, b, c) _mm512_fmadd_ps((a), (b), (c))
+#define ADD(a, b) _mm512_add_ps((a), (b))
+#define MINUS(a) _mm512_sub_ps(_mm512_setzero_ps(), (a))
+#define LARGER(a, b) _mm512_max_ps((a), (b))
+#define SMALLER(a, b) _mm512_min_ps((a), (b))
+#include "kernel_vectors.h"
+#undef MASK
+
 /* The sum of bits b: entry i = b if the last input is added, otherwise minus entry ~b. */
 static uint32_t code16(unsigned bits, int slot) {
   uint32_t word = bits & 16 ? bits & 15 : 0x80000000u | (~bits & 15);
   return slot ? word << (5 * slot) | word >> (32 - 5 * slot) : word;
 }
 
-TARGET_16 static void tables16(const float *x, int n, const affine *before, int slots, float *tables) {
-  float stage[MAX_STAGE], *inputs = stage;
+TARGET_16 static void tables16(const float *x, size_t step, int pixels, int n, const affine *before, int slots,
+                               float *tables) {
+  float stage[MAX_STAGE];
   const __m512i one = _mm512_set1_epi32(0x3f800000), index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const int whole = n == BUNDLE5 * slots && !before->scale;
   __m512 sign[4];
   int g, i;
   for (i = 0; i < 4; i++) { /* +1 where bit i of the index is set, otherwise -1 */
     __m512i bit = _mm512_slli_epi32(_mm512_srli_epi32(index, (unsigned)i), 31);
     sign[i] = _mm512_castsi512_ps(_mm512_or_si512(one, _mm512_andnot_si512(bit, _mm512_set1_epi32((int)0x80000000u))));
   }
-  stage_inputs(x, n, before, BUNDLE5 * slots, stage);
-  for (g = 0; g < slots; g++, inputs += BUNDLE5, tables += TABLE16) {
-    __m512 sum = _mm512_fmadd_ps(sign[0], _mm512_set1_ps(inputs[0]), _mm512_set1_ps(inputs[4]));
-    sum = _mm512_fmadd_ps(sign[1], _mm512_set1_ps(inputs[1]), sum);
-    sum = _mm512_fmadd_ps(sign[2], _mm512_set1_ps(inputs[2]), sum);
-    sum = _mm512_fmadd_ps(sign[3], _mm512_set1_ps(inputs[3]), sum);
-    _mm512_store_ps(tables, sum);
+  for (; pixels--; x += step, tables += SLOTS6 * TABLE16) {
+    const float *inputs = whole ? x : stage;
+    if (!whole) stage_pixel16(x, n, before, BUNDLE5 * slots, stage);
+    for (g = 0; g < slots; g++, inputs += BUNDLE5) {
+      __m512 sum = _mm512_fmadd_ps(sign[0], _mm512_set1_ps(inputs[0]), _mm512_set1_ps(inputs[4]));
+      sum = _mm512_fmadd_ps(sign[1], _mm512_set1_ps(inputs[1]), sum);
+      sum = _mm512_fmadd_ps(sign[2], _mm512_set1_ps(inputs[2]), sum);
+      sum = _mm512_fmadd_ps(sign[3], _mm512_set1_ps(inputs[3]), sum);
+      _mm512_store_ps(tables + g * TABLE16, sum);
+    }
   }
 }
 
-TARGET_16 static void accumulate16(float *sums, const void *weights, const float *tables, const uint32_t *taps,
-                                     int tap_count, int slots) {
+TARGET_16 static void accumulate16(float *sums, int first, const void *weights, const float *tables,
+                         const uint32_t *taps, int tap_count, int slots) {
   const uint32_t *words = weights;
   const __m512i top = _mm512_set1_epi32((int)0x80000000u), one = _mm512_set1_epi32(0x3f800000);
   int t, g;
-#define LOAD(p) __m512 a##p = _mm512_load_ps(sums + LANES16 * p);
+#define LOAD(p) __m512 a##p = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + LANES16 * p);
 #define STEP(p) \
   a##p = _mm512_fmadd_ps( \
       _mm512_permutexvar_ps(word, _mm512_load_ps(table + p * SLOTS6 * TABLE16)), sign, a##p);
@@ -73,22 +96,6 @@ TARGET_16 static void accumulate16(float *sums, const void *weights, const float
 #undef STORE
 }
 
-#define NAME(x) x##16
-#define TARGET TARGET_16
-#define VECTOR __m512
-#define WIDTH 16
-#define MASK(n) ((__mmask16)((1u << (n)) - 1))
-#define LOAD(p) _mm512_loadu_ps(p)
-#define STORE(p, v) _mm512_storeu_ps((p), (v))
-#define SPLAT(x) _mm512_set1_ps(x)
-#define LOAD_SOME(p, n) _mm512_maskz_loadu_ps(MASK(n), (p))
-#define STORE_SOME(p, v, n) _mm512_mask_storeu_ps((p), MASK(n), (v))
-#define MULTIPLY_ADD(a, b, c) _mm512_fmadd_ps((a), (b), (c))
-#define ADD(a, b) _mm512_add_ps((a), (b))
-#define LARGER(a, b) _mm512_max_ps((a), (b))
-#define SMALLER(a, b) _mm512_min_ps((a), (b))
-#include "kernel_vectors.h"
-#undef MASK
 
 extern const kernel binwrn_avx512;
 const kernel binwrn_avx512 = {"avx512",
@@ -105,30 +112,56 @@ const kernel binwrn_avx512 = {"avx512",
 
 enum { LANES8 = 8, BUNDLE4 = 4, SLOTS8 = 8, TABLE8 = 8 };
 
+/* Of eight numbers from here, the first n are -1 (all bits set) and the others 0, n = 8 - i. */
+static const int32_t some8[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+
+#define NAME(x) x##8
+#define TARGET TARGET_8
+#define VECTOR __m256
+#define WIDTH 8
+#define MASK(n) _mm256_loadu_si256((const __m256i *)(const void *)(some8 + 8 - (n)))
+#define LOAD(p) _mm256_loadu_ps(p)
+#define STORE(p, v) _mm256_storeu_ps((p), (v))
+#define SPLAT(x) _mm256_set1_ps(x)
+#define LOAD_SOME(p, n) _mm256_maskload_ps((p), MASK(n))
+#define STORE_SOME(p, v, n) _mm256_maskstore_ps((p), MASK(n), (v))
+#define MULTIPLY_ADD(a, b, c) _mm256_fmadd_ps((a), (b), (c))
+#define ADD(a, b) _mm256_add_ps((a), (b))
+#define MINUS(a) _mm256_sub_ps(_mm256_setzero_ps(), (a))
+#define LARGER(a, b) _mm256_max_ps((a), (b))
+#define SMALLER(a, b) _mm256_min_ps((a), (b))
+#include "kernel_vectors.h"
+#undef MASK
+
 static uint32_t code8(unsigned bits, int slot) {
   return (uint32_t)(bits & 8 ? bits & 7 : 8 | (~bits & 7)) << (4 * slot);
 }
 
-TARGET_8 static void tables8(const float *x, int n, const affine *before, int slots, float *tables) {
-  float stage[MAX_STAGE], *inputs = stage;
+TARGET_8 static void tables8(const float *x, size_t step, int pixels, int n, const affine *before, int slots,
+                             float *tables) {
+  float stage[MAX_STAGE];
   const __m256 a = _mm256_set_ps(1, -1, 1, -1, 1, -1, 1, -1), b = _mm256_set_ps(1, 1, -1, -1, 1, 1, -1, -1),
                c = _mm256_set_ps(1, 1, 1, 1, -1, -1, -1, -1);
+  const int whole = n == BUNDLE4 * slots && !before->scale;
   int g;
-  stage_inputs(x, n, before, BUNDLE4 * slots, stage);
-  for (g = 0; g < slots; g++, inputs += BUNDLE4, tables += TABLE8) {
-    __m256 sum = _mm256_fmadd_ps(a, _mm256_broadcast_ss(inputs), _mm256_broadcast_ss(inputs + 3));
-    sum = _mm256_fmadd_ps(b, _mm256_broadcast_ss(inputs + 1), sum);
-    sum = _mm256_fmadd_ps(c, _mm256_broadcast_ss(inputs + 2), sum);
-    _mm256_store_ps(tables, sum);
+  for (; pixels--; x += step, tables += SLOTS8 * TABLE8) {
+    const float *inputs = whole ? x : stage;
+    if (!whole) stage_pixel8(x, n, before, BUNDLE4 * slots, stage);
+    for (g = 0; g < slots; g++, inputs += BUNDLE4) {
+      __m256 sum = _mm256_fmadd_ps(a, _mm256_broadcast_ss(inputs), _mm256_broadcast_ss(inputs + 3));
+      sum = _mm256_fmadd_ps(b, _mm256_broadcast_ss(inputs + 1), sum);
+      sum = _mm256_fmadd_ps(c, _mm256_broadcast_ss(inputs + 2), sum);
+      _mm256_store_ps(tables + g * TABLE8, sum);
+    }
   }
 }
 
-TARGET_8 static void accumulate8(float *sums, const void *weights, const float *tables, const uint32_t *taps,
-                                     int tap_count, int slots) {
+TARGET_8 static void accumulate8(float *sums, int first, const void *weights, const float *tables,
+                         const uint32_t *taps, int tap_count, int slots) {
   const uint32_t *words = weights;
   const __m256i top = _mm256_set1_epi32((int)0x80000000u), one = _mm256_set1_epi32(0x3f800000);
   int t, g;
-#define LOAD(p) __m256 a##p = _mm256_load_ps(sums + LANES8 * p);
+#define LOAD(p) __m256 a##p = first ? _mm256_setzero_ps() : _mm256_load_ps(sums + LANES8 * p);
 #define STEP(p) \
   a##p = _mm256_fmadd_ps( \
       _mm256_permutevar8x32_ps(_mm256_load_ps(table + p * SLOTS8 * TABLE8), word), sign, a##p);
@@ -150,25 +183,6 @@ TARGET_8 static void accumulate8(float *sums, const void *weights, const float *
 #undef STORE
 }
 
-/* Of eight numbers from here, the first n are -1 (all bits set) and the others 0, n = 8 - i. */
-static const int32_t some8[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-
-#define NAME(x) x##8
-#define TARGET TARGET_8
-#define VECTOR __m256
-#define WIDTH 8
-#define MASK(n) _mm256_loadu_si256((const __m256i *)(const void *)(some8 + 8 - (n)))
-#define LOAD(p) _mm256_loadu_ps(p)
-#define STORE(p, v) _mm256_storeu_ps((p), (v))
-#define SPLAT(x) _mm256_set1_ps(x)
-#define LOAD_SOME(p, n) _mm256_maskload_ps((p), MASK(n))
-#define STORE_SOME(p, v, n) _mm256_maskstore_ps((p), MASK(n), (v))
-#define MULTIPLY_ADD(a, b, c) _mm256_fmadd_ps((a), (b), (c))
-#define ADD(a, b) _mm256_add_ps((a), (b))
-#define LARGER(a, b) _mm256_max_ps((a), (b))
-#define SMALLER(a, b) _mm256_min_ps((a), (b))
-#include "kernel_vectors.h"
-#undef MASK
 
 extern const kernel binwrn_avx2;
 const kernel binwrn_avx2 = {"avx2",

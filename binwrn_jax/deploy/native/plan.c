@@ -40,25 +40,17 @@ static void take_over(loader *l, int i, node *c) {
   c->fused = 1;
 }
 
-/* Joins what one pass over the data can do: an affine into the only convolution that reads it; a convolution into the
- * only affine that reads it, and then into the only sum. A depthwise convolution would compute the affine before it
- * for each of its taps: that affine goes to the convolution before, if there is one. */
+/* Joins what one pass over the data can do: a convolution into the only affine that reads it, and that into the only
+ * sum; an affine that is left into the only convolution that reads it. A depthwise convolution would compute that affine
+ * for each of its taps, and where values are compared with MAX_VALUE, this one would not be there. */
 static void fuse(loader *l) {
   int i, k;
   node *c;
   for (i = 0; i < l->value_count; i++) l->values[i].maker = -1;
   for (i = 0; i < l->node_count; i++) l->values[l->nodes[i].out].maker = i;
   for (i = 0; i < l->node_count; i++) {
-    node *n = &l->nodes[i], *a = n->kind == OP_CONV ? sole_maker(l, n->in[0], OP_AFFINE) : NULL;
-    if (!a || binwrn_is_depthwise(l, n)) continue;
-    n->affine = a->affine;
-    n->in[0] = a->in[0];
-    a->fused = 1;
-  }
-  for (i = 0; i < l->node_count; i++) {
     const node_affine after = l->nodes[i].affine;
-    if (l->nodes[i].kind != OP_AFFINE || l->nodes[i].fused) continue;
-    c = sole_maker(l, l->nodes[i].in[0], OP_CONV);
+    c = l->nodes[i].kind == OP_AFFINE ? sole_maker(l, l->nodes[i].in[0], OP_CONV) : NULL;
     if (!c || c->after.scale) continue;
     take_over(l, i, c);
     l->nodes[i].after = after;
@@ -71,6 +63,13 @@ static void fuse(loader *l) {
       take_over(l, i, c);
       l->nodes[i].add = other;
     }
+  for (i = 0; i < l->node_count; i++) {
+    node *n = &l->nodes[i], *a = n->kind == OP_CONV && !n->fused ? sole_maker(l, n->in[0], OP_AFFINE) : NULL;
+    if (!a || !l->bounded || binwrn_is_depthwise(l, n)) continue;
+    n->affine = a->affine;
+    n->in[0] = a->in[0];
+    a->fused = 1;
+  }
 }
 
 /* Places all values in the arena, each where nothing lies that is still needed; an elementwise operation may
@@ -190,8 +189,7 @@ binwrn_error binwrn_plan(loader *l, binwrn_model *model) {
   size_t sums = 0;
   int64_t arena;
   int i;
-  if (l->bounded) /* else each value is compared with MAX_VALUE, and so has to be there */
-    fuse(l);
+  fuse(l);
   model->guarded = !l->bounded;
   arena = place(l);
   if (arena < 0) return binwrn_no_memory(l);

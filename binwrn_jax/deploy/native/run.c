@@ -5,24 +5,15 @@
 
 static int smaller(int a, int b) { return a < b ? a : b; }
 
-static int is_sliced(const operation *op) { return op->kind == OP_MEAN || op->kind == OP_GLOBAL_POOL; }
-
-/* Whether the values that an item has made are small; not those that are NaN. */
-static int is_small(const binwrn_model *model, const operation *op, int item, const float *logits) {
-  const float *values = op->kind == OP_MEAN ? logits : op->result;
-  int rows[2] = {item, item + 1}, columns[2] = {0, op->out.width}, channels[2] = {0, op->out.channels}, y, x, c;
-  if (is_sliced(op)) {
-    rows[0] = 0, rows[1] = columns[1] = 1;
-    channels[0] = item * SLICE, channels[1] = smaller(item * SLICE + SLICE, op->out.channels);
-  }
-  if (op->kind == OP_CONV) binwrn_conv_area(model, op, item, rows, columns, channels);
-  for (y = rows[0]; y < rows[1]; y++)
-    for (x = columns[0]; x < columns[1]; x++) {
-      const float *pixel = values + ((size_t)y * (size_t)op->out.width + (size_t)x) * (size_t)op->out.channels;
-      for (c = channels[0]; c < channels[1]; c++)
-        if (!(fabsf(pixel[c]) <= (float)MAX_VALUE)) return 0;
-    }
-  return 1;
+/* Whether the values that an item of any operation but a convolution has made are small; not those that are NaN. */
+static int is_small(const operation *op, int item, const float *logits) {
+  const int is_sliced = op->kind == OP_MEAN || op->kind == OP_GLOBAL_POOL;
+  const int row = op->out.width * op->out.channels, first = item * (is_sliced ? SLICE : row);
+  const float *values = (op->kind == OP_MEAN ? logits : op->result) + first;
+  const int count = is_sliced ? smaller(SLICE, op->out.channels - first) : row;
+  int large = 0, i;
+  for (i = 0; i < count; i++) large |= !(fabsf(values[i]) <= (float)MAX_VALUE); /* no branch: vectors can do it */
+  return !large;
 }
 
 void binwrn_work(void *context, const job *job, int thread) {
@@ -41,12 +32,13 @@ void binwrn_work(void *context, const job *job, int thread) {
     if (item >= op->items) {
       binwrn_pool_wait(model->pool, step);
     } else if (binwrn_pool_take(model->pool, step, item)) {
+      float *logits = job->logits + image * (size_t)d->classes;
+      int small = 1;
       if (op->kind == OP_CONV)
-        binwrn_convolve(model, op, item, scratch);
+        small = binwrn_convolve(model, op, item, scratch);
       else
-        binwrn_simple_item(model, op, item, job->images + image * image_bytes,
-                           job->logits + image * (size_t)d->classes);
-      if (model->guarded && !is_small(model, op, item, job->logits + image * (size_t)d->classes))
+        binwrn_simple_item(model, op, item, job->images + image * image_bytes, logits);
+      if (model->guarded && !(small && (op->kind == OP_CONV || is_small(op, item, logits))))
         __atomic_store_n(job->exceeded, 1, __ATOMIC_RELAXED);
       binwrn_pool_done(model->pool, step, op->items);
     }
