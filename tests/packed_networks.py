@@ -58,6 +58,10 @@ class Network:
         self._add(
             "global_average", [self.affine(self.conv(x, self.classes, (1, 1), pads=[[0, 0]] * 2), None)], 0
         )
+        return self.model(**more)
+
+    def model(self, **more):
+        """The model of operations that end in logits."""
         metadata = {
             "format": "binwrn-packed",
             "operations": self.operations,

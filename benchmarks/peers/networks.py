@@ -45,7 +45,7 @@ class Builder:
         self, x: str, outputs: int, side: int, stride: int = 1, *, depthwise: bool = False,
         floats: bool = False, limits: dict[str, float] | None = None,
     ) -> str:  # fmt: skip
-        """A convolution padded as 'SAME' with the batch norm and limits after it; `outputs` is all channels."""
+        """A convolution, padded by half its side, and a multiply-add with limits."""
         height, width, inputs = self.shapes[x]
         depth = 1 if depthwise else inputs
         name, k = f"conv{len(self.bits) + len(self.kernels)}", side * side * depth
@@ -91,7 +91,7 @@ RELU, RELU6 = {"min": 0.0}, {"min": 0.0, "max": 6.0}
 
 
 def mobilenet_v1(side: int = 224) -> PackedModel:
-    """MobileNet 1.0: depthwise 3x3 and pointwise layers of one bit; the first and the last layer are floats."""
+    """MobileNet 1.0: depthwise 3x3 and pointwise layers of one bit, first and last layer floats."""
     n = Builder(side, 1000)
     x = n.conv("image", 32, 3, 2, floats=True, limits=RELU6)
     for outputs, stride in [
@@ -107,7 +107,8 @@ def mobilenet_v2(side: int = 224) -> PackedModel:
     n = Builder(side, 1000)
     x = n.conv("image", 32, 3, 2, floats=True, limits=RELU6)
     for expansion, outputs, repeats, first in [
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2),
+        (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
     ]:  # fmt: skip
         for i in range(repeats):
             before, inner = x, expansion * n.shapes[x][2]
@@ -121,7 +122,7 @@ def mobilenet_v2(side: int = 224) -> PackedModel:
 
 
 def resnet18(side: int = 224) -> PackedModel:
-    """ResNet-18: dense 3x3 layers of one bit; the first and the last layer are floats."""
+    """ResNet-18: dense 3x3 layers of one bit, first and last layer floats."""
     n = Builder(side, 1000)
     x = n.conv("image", 64, 7, 2, floats=True, limits=RELU)
     height, width, channels = n.shapes[x]

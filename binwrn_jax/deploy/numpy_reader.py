@@ -961,8 +961,11 @@ def largest_value(
             scale, offset = (
                 np.abs(np.float64(tensors[f"{operation['tensor']}.{part}"])) for part in ("scale", "offset")
             )
-            limits = (abs(float(_field(operation, end) or 0)) for end in ("min", "max"))
-            x = np.maximum(scale * x + offset, max(limits))
+            limit = max(abs(float(_field(operation, end) or 0)) for end in ("min", "max"))
+            x = np.maximum(scale * x + offset, limit)
+            if "max" in operation and _field(operation, "min") is not None:
+                bound = max(bound, float(x.max()))
+                x = np.full(len(x), limit)
         elif operation["op"] == "conv":
             x = _magnitude_after(operation, tensors[operation["tensor"]], x)
         elif operation["op"] == "pad_channels":

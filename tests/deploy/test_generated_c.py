@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_runtime import PEDANTIC, images_of, reference, run
+from native_runtime import PEDANTIC, images_of, needs, reference, run
 from packed_networks import any_network, wide_resnet
+from version2_networks import FEATURES, random_model
 
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import native
@@ -27,6 +28,31 @@ def test_generated_c_of_any_network(seed, tmp_path):
     logits = open_c(tmp_path / "m.c")(images)
     wanted = reference(packed, images)
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * max(np.abs(wanted).max(), 1e-3))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_generated_c_of_any_network_of_version_2(seed, tmp_path):
+    """The features one after another; all together in the last two."""
+    packed = random_model(seed, None if seed > 3 else FEATURES[3 * seed : 3 * seed + 3])
+    images = images_of(packed, 2)
+    write_c(packed, tmp_path / "m.c")
+    wanted = reference(packed, images)
+    logits = open_c(tmp_path / "m.c")(images)
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * max(np.abs(wanted).max(), 1e-3))
+
+
+def test_a_generated_program_can_be_linked_to_cpp(packed, tmp_path):
+    needs("g++")
+    write_c(packed, tmp_path / "net.c")
+    (tmp_path / "main.cpp").write_text(
+        '#include "net.h"\nint main() { static uint8_t image[NET_HEIGHT * NET_WIDTH * NET_CHANNELS];\n'
+        "float logits[NET_CLASSES]; net_predict(image, logits); return logits[0] != logits[0]; }\n"
+    )
+    unit, program = tmp_path / "net.o", tmp_path / "program"
+    assert run(native.find_compiler(), *PEDANTIC, "-c", tmp_path / "net.c", "-o", unit).returncode == 0
+    result = run("g++", "-std=c++11", *PEDANTIC[1:], tmp_path / "main.cpp", unit, "-lm", "-o", program)
+    assert result.returncode == 0, result.stderr
+    assert run(program).returncode == 0
 
 
 def test_generated_c_keeps_foreign_text_in_its_comments(packed, tmp_path):

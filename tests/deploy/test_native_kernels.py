@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from native_runtime import assert_close, images_of, kernels, reference, save
 from packed_networks import Network, any_network
+from version2_networks import FEATURES, Version2, random_file
 
 from binwrn_jax.cli.main import main
 from binwrn_jax.data.open import load
-from binwrn_jax.deploy import native
+from binwrn_jax.deploy import native, numpy_reader
 from binwrn_jax.deploy.c_source.program import open_c, write_c
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.deploy.packed import read_packed
@@ -46,6 +47,82 @@ def test_any_network_of_the_format(seed, tmp_path):
     wanted = reference(packed, images)
     for kernel in kernels():
         assert_close(native.load(path, threads=1 + seed % 3, kernel=kernel).predict(images), wanted)
+
+
+@pytest.mark.parametrize("features", [[name] for name in FEATURES if name != "temperature"] + [None])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_network_of_version_2(features, seed, tmp_path):
+    content, images = random_file(seed, features)
+    path = tmp_path / "m"
+    path.write_bytes(content)
+    wanted = numpy_reader.load(path)(images)
+    for kernel in kernels():
+        logits = native.load(path, threads=1 + seed, kernel=kernel).predict(images)
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("groups", [6, 24, 48])  # 8 channels in a group, 2, and 1: depthwise
+@pytest.mark.parametrize("floats", [False, True])
+def test_grouped_convolutions_that_are_wider_than_a_vector(groups, floats, tmp_path):
+    n = Version2(np.random.default_rng(0), [], (9, 13, 3))
+    x = n.scaled(n.conv(n.affine("image", None), 48), min=0.0)
+    for stride, dilation in (([1, 1], [1, 1]), ([2, 1], [1, 3])):
+        covers = [2 * gap + 1 for gap in dilation]
+        fields = {"window": [3, 3], "stride": stride, "pads": [[1, 1], [dilation[1]] * 2], "groups": groups}
+        fields |= {"dilation": dilation} if max(dilation) > 1 else {}
+        name, depth = f"conv{len(n.bits) + len(n.kernels)}", 48 // groups
+        if floats:
+            n.kernels[name] = np.float32(n.rng.normal(size=(48, 3, 3, depth)))
+            fields["weights"] = "float32"
+        else:
+            weights = n.rng.integers(0, 2, (48, 9 * depth), np.uint8)
+            n.bits[name] = np.packbits(weights, axis=1, bitorder="little")
+        height, width, _ = n.shapes[x]
+        size = [
+            (height + 2 - covers[0]) // stride[0] + 1,
+            (width + 2 * dilation[1] - covers[1]) // stride[1] + 1,
+        ]
+        x = n.scaled(n._add("conv", [x], (*size, 48), tensor=name, channels=[48, 48], **fields), min=0.0)
+    packed = n.finish(x)
+    path, images = save(packed, tmp_path / "m"), images_of(packed, 2)
+    for kernel in kernels():
+        logits = native.load(path, threads=2, kernel=kernel).predict(images)
+        wanted = reference(packed, images)
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (3, 5), (8, 8), (7, 9)])
+@pytest.mark.parametrize("channels", [(7, 5), (40, 16), (301, 70)])
+def test_pointwise_convolutions_of_any_number_of_pixels(sides, channels, tmp_path):
+    """One, fewer and more than a kernel takes at a time; one and several chunks of channels."""
+    n = Network(np.random.default_rng(0), (*sides, 3))
+    x = n.pad(n.affine("image", None), channels[0])
+    x = n.affine(n.conv(n.affine(x), channels[1], (1, 1), pads=((0, 0), (0, 0))))
+    packed = n.finish(x)
+    path, images = save(packed, tmp_path / "m"), images_of(packed, 2)
+    for kernel in kernels():
+        for threads in (1, 3):
+            model = native.load(path, threads=threads, kernel=kernel)
+            assert_close(model.predict(images), reference(packed, images))
+
+
+@pytest.mark.parametrize("function", ["leaky_relu", *numpy_reader.ELEMENTWISE])
+def test_functions_have_the_accuracy_that_the_document_demands(function, tmp_path):
+    """Numbers from -20 to 20 and of any size, each the mean of one pixel, which is a logit."""
+    large = 2.0 ** np.arange(5, 100, 3)
+    x = np.float32(np.concatenate([np.linspace(-20, 20, 4001), large, -large, [0.0, 1e-30, -1e-30]]))
+    n = Network(np.random.default_rng(0), (1, 1, 1), classes=len(x))
+    values = n.pad("image", len(x))
+    n.affines["affine0"] = np.zeros(len(x), np.float32), x
+    values = n._add("affine", [values], n.shapes[values], tensor="affine0", min=None)
+    alpha = {"alpha": -0.25} if function == "leaky_relu" else {}
+    values = n._add("elementwise", [values], n.shapes[values], function=function, **alpha)
+    n._add("global_average", [values], 0)
+    path = save(n.model(), tmp_path / "m")
+    wanted = numpy_reader.load(path)(np.zeros((1, 1, 1, 1), np.uint8))[0]
+    for kernel in kernels():
+        logits = native.load(path, kernel=kernel).predict(np.zeros((1, 1, 1, 1), np.uint8))[0]
+        assert (np.abs(logits - wanted) <= np.maximum(1.1e-6 * np.abs(wanted), 1.1e-7)).all()
 
 
 @pytest.mark.parametrize(

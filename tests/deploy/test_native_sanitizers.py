@@ -7,6 +7,7 @@ import packed_corpus
 import pytest
 from native_runtime import FOLDER, needs, run, save
 from packed_networks import any_network
+from version2_networks import FEATURES, random_file
 
 from binwrn_jax.deploy import native
 from binwrn_jax.deploy.packed import serialise
@@ -43,6 +44,9 @@ def test_sanitizers(sanitizers, packed, tmp_path):
             files[-1].write_bytes(made())
     for seed in range(30):
         files.append(save(any_network(np.random.default_rng(seed)), tmp_path / f"any{seed}"))
+        features = None if seed % 3 == 0 else FEATURES[seed % len(FEATURES) :][:2]
+        files.append(tmp_path / f"version2_{seed}")
+        files[-1].write_bytes(random_file(seed, features)[0])
     for i in range(200):
         damaged = bytearray(content[: rng.integers(8, len(content) + 1)])
         damaged[rng.integers(0, len(damaged))] = rng.integers(256)
@@ -65,6 +69,8 @@ def test_fuzzing(tmp_path):
     if built.returncode:
         pytest.skip(f"clang has no libFuzzer: {built.stderr[:200]}")
     (tmp_path / "corpus").mkdir()
+    for i, name in enumerate(FEATURES):
+        (tmp_path / "corpus" / name).write_bytes(random_file(i, [name])[0])
     options = ["-runs=30000", "-seed=1", "-max_len=16384", f"-dict={fuzz / 'packed.dict'}"]
     result = run(program, *options, f"-artifact_prefix={tmp_path}/", tmp_path / "corpus", fuzz / "corpus")
     assert result.returncode == 0, result.stderr[-2000:]

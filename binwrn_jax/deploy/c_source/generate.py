@@ -2,6 +2,7 @@
 
 The weights stay bits in constant data, all memory is static, and convolutions sum by tables as the native
 runtime does (docs/native.md): four inputs have sixteen signed sums, and each output channel adds one of them.
+Convolutions with groups or gaps add the inputs one by one, as float kernels do.
 The C text lies in the files beside this one.
 """
 
@@ -23,7 +24,13 @@ GROUP = 4  # inputs with one table
 TEXTS = Path(__file__).parent
 SCISSORS = "/* 8< */\n"  # above it stands what only a compiler needs
 # The functions that a program may need, in the order in which they stand in it.
-FUNCTIONS = ("affine", "conv", "pool", "pad_channels", "add", "global_average")
+FUNCTIONS = (
+    *("affine", "clip", "conv", "window", "sign_conv", "float_conv", "pool", "pad_channels", "add", "concat"),
+    *("product", "pad", "resize_nearest", "resize_bilinear", "global_max", "leaky_relu", "sigmoid", "silu"),
+    *("hyperbolic_tangent", "hard_sigmoid", "hard_swish", "gelu", "gelu_tanh", "global_average"),
+)
+WINDOWS = frozenset({"sign_conv", "float_conv"})  # functions that take a description called `window`
+MATHS = frozenset({"sigmoid", "silu", "hyperbolic_tangent", "gelu", "gelu_tanh"})  # those of libm
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -100,9 +107,10 @@ def generate(packed: PackedModel, stem: str) -> CSource:
         *(table for step in steps for table in _conv_tables(packed, step, shapes)),
     ]
     kinds = {"pool" if step.op.endswith("_pool") else step.op for step in steps}
+    kinds |= {"window"} if kinds & WINDOWS else set()
     image = shapes["image"]
-    numbers = [part for affine in packed.affines.values() for part in affine]
-    flash = sum(part.nbytes for part in [*numbers, *(nibbles(packed, name) for name in packed.bits)])
+    flash = sum(part.nbytes for affine in packed.affines.values() for part in affine)
+    flash += sum(_stored(packed, step).nbytes for step in steps if step.operation["op"] == "conv")
     ram = 4 * (arena + sums)
     about = _fill(
         "about.in",
@@ -127,6 +135,7 @@ def generate(packed: PackedModel, stem: str) -> CSource:
         "program.c.in",
         about=about,
         stem=stem,
+        math="#include <math.h> /* link with -lm */\n" if kinds & MATHS else "",
         arena=arena,
         sums=f"static float sums[{sums}];" if sums else "",
         functions="\n".join(_function(kind) for kind in FUNCTIONS if kind in kinds),
@@ -156,13 +165,22 @@ def _affine_tables(packed: PackedModel) -> list[str]:
     ]
 
 
+def _stored(packed: PackedModel, step: Step) -> np.ndarray:
+    """The weights of a convolution as the program has them: uint8 or float32, flat."""
+    name = step.operation["tensor"]
+    if step.op == "float_conv":
+        return packed.kernels[name].ravel()
+    return packed.bits[name].ravel() if step.op == "sign_conv" else nibbles(packed, name)
+
+
 def _conv_tables(packed: PackedModel, step: Step, shapes: Shapes) -> list[str]:
-    """The bits of a convolution and its description as constants; nothing for other steps."""
-    if step.op != "conv":
+    """The weights of a convolution and its description as constants; nothing for other steps."""
+    operation = step.operation
+    if operation["op"] != "conv":
         return []
-    operation, name = step.operation, _c_name(packed, step.operation["tensor"])
+    name, stored = _c_name(packed, operation["tensor"]), _stored(packed, step)
     (top, _), (left, _) = operation["pads"]
-    numbers = [
+    sizes = [
         *shapes[step.inputs[0]],
         *shapes[step.out],
         *operation["window"],
@@ -170,39 +188,76 @@ def _conv_tables(packed: PackedModel, step: Step, shapes: Shapes) -> list[str]:
         top,
         left,
     ]
+    if step.op == "float_conv":
+        weights = _table("float", f"{name}_weights", [_number(value) for value in stored])
+    else:
+        weights = _table("uint8_t", f"{name}_bits", [str(byte) for byte in stored])
+    if step.op in WINDOWS:
+        numbers = [*sizes, operation.get("groups", 1), *operation.get("dilation", (1, 1))]
+        return [weights, f"static const struct window {name} = {{{', '.join(map(str, numbers))}}};\n"]
     affine = _c_name(packed, step.affine) if step.affine else None
     pointers = [f"{affine}_scale", f"{affine}_offset"] if affine else ["0", "0"]
-    fields = ", ".join([f"{name}_bits", *pointers, _minimum(step), *map(str, numbers)])
-    return [
-        _table("uint8_t", f"{name}_bits", [str(byte) for byte in nibbles(packed, operation["tensor"])]),
-        f"static const struct conv {name} = {{{fields}}};\n",
-    ]
+    fields = ", ".join([f"{name}_bits", *pointers, _minimum(step), *map(str, sizes)])
+    return [weights, f"static const struct conv {name} = {{{fields}}};\n"]
 
 
 def _call(packed: PackedModel, step: Step, shapes: Shapes, offsets: Mapping[str, int]) -> str:
-    """The call of one step."""
-    places = [f"arena + {offsets[name]}" for name in step.inputs]
+    """The call of one step; several of a concatenation."""
     result = f"arena + {offsets[step.out]}" if step.out in offsets else "logits"
+    if step.op == "concat":
+        return _concat(step, shapes, offsets, result)
+    function = "pool" if step.op.endswith("_pool") else step.op
+    return f"{function}({', '.join([result, *_arguments(packed, step, shapes, offsets)])});"
+
+
+def _concat(step: Step, shapes: Shapes, offsets: Mapping[str, int], result: str) -> str:
+    height, width, channels = shapes[step.out]
+    calls, first = [], 0
+    for name in step.inputs:
+        count = shapes[name][2]
+        numbers = f"{height * width}, {count}, {first}, {channels}"
+        calls.append(f"concat({result}, arena + {offsets[name]}, {numbers});")
+        first += count
+    return "\n  ".join(calls)
+
+
+def _arguments(packed: PackedModel, step: Step, shapes: Shapes, offsets: Mapping[str, int]) -> list[str]:
+    """Of the function that a step calls, after the result."""
+    operation = step.operation
+    x, *others = (f"arena + {offsets[name]}" for name in step.inputs)
     height, width, channels = shapes[step.inputs[0]]
     pixels = height * width
     if step.op == "conv":
         more = f"arena + {offsets[step.add]}" if step.add else "0"
-        return f"conv({result}, {places[0]}, {more}, &{_c_name(packed, step.operation['tensor'])});"
-    if step.op == "affine":
+        return [x, more, f"&{_c_name(packed, operation['tensor'])}"]
+    if step.op in WINDOWS:
+        name = _c_name(packed, operation["tensor"])
+        return [x, f"{name}_{'weights' if step.op == 'float_conv' else 'bits'}", f"&{name}"]
+    if step.op in ("affine", "clip"):
         affine = _c_name(packed, str(step.affine))
-        arguments = f"{affine}_scale, {affine}_offset, {_minimum(step)}, {pixels}, {channels}"
-        return f"affine({result}, {places[0]}, {arguments});"
+        limits = (
+            [_minimum(step)] if step.high is None else [_minimum(step), _number(float(np.float32(step.high)))]
+        )
+        return [x, f"{affine}_scale", f"{affine}_offset", *limits, str(pixels), str(channels)]
     if step.op in ("average_pool", "max_pool"):
-        operation = step.operation
         (top, _), (left, _) = operation["pads"]
         sizes = [*shapes[step.inputs[0]], *shapes[step.out][:2], *operation["window"], *operation["stride"]]
-        numbers = [int(step.op == "average_pool"), *sizes, top, left]
-        return f"pool({result}, {places[0]}, {', '.join(map(str, numbers))});"
+        return [x, *map(str, [int(step.op == "average_pool"), *sizes, top, left])]
+    if step.op == "pad":
+        (top, bottom), (left, right) = operation["pads"]
+        numbers = [height, width, channels, top, bottom, left, right]
+        return [x, _number(float(np.float32(operation["value"]))), *map(str, numbers)]
+    if step.op in ("resize_nearest", "resize_bilinear"):
+        return [x, *map(str, [height, width, channels, *operation["factor"]])]
+    if step.op == "product":
+        second = shapes[step.inputs[1]]
+        return [x, *others, str(pixels), str(second[0] * second[1]), str(channels)]
     if step.op == "pad_channels":
-        return f"pad_channels({result}, {places[0]}, {pixels}, {channels}, {shapes[step.out][2]});"
-    if step.op == "add":
-        return f"add({result}, {places[0]}, {places[1]}, {pixels * channels});"
-    return f"global_average({result}, {places[0]}, {pixels}, {channels});"
+        return [x, str(pixels), str(channels), str(shapes[step.out][2])]
+    if step.op in ("global_average", "global_max"):
+        return [x, str(pixels), str(channels)]
+    alpha = [_number(float(np.float32(operation["alpha"])))] if step.op == "leaky_relu" else []
+    return [x, *others, *alpha, str(pixels * channels)]  # add and the functions of single numbers
 
 
 def _minimum(step: Step) -> str:
@@ -211,7 +266,7 @@ def _minimum(step: Step) -> str:
 
 def _c_name(packed: PackedModel, tensor: str) -> str:
     """A tensor's name as C: by its number, since names may be any text."""
-    for kind, names in (("affine", packed.affines), ("conv", packed.bits)):
+    for kind, names in (("affine", packed.affines), ("conv", packed.bits), ("kernel", packed.kernels)):
         if tensor in names:
             return f"{kind}_{list(names).index(tensor)}"
     raise KeyError(tensor)

@@ -47,7 +47,7 @@ class CProgram:
         compiler = find_compiler()
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "program.so"
-            command = [compiler, *FLAGS, "-O2", "-fPIC", "-shared", str(source), "-o", str(library)]
+            command = [compiler, *FLAGS, "-O2", "-fPIC", "-shared", str(source), "-o", str(library), "-lm"]
             result = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if result.returncode:
                 raise UserError(f"{compiler} does not compile the generated C: {result.stderr[:200]!r}")

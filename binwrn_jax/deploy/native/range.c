@@ -30,15 +30,20 @@ static void after_conv(const loader *l, const node *n, const double *x, int outp
   }
 }
 
-/* Of an operation on single numbers. */
+/* The larger magnitude of the limits of an affine; 0 where there is none. */
+static double limit_of(const node *n) {
+  const double min = n->affine.min > -INFINITY ? fabs((double)n->affine.min) : 0;
+  return n->affine.max < INFINITY ? fmax(min, fabs((double)n->affine.max)) : min;
+}
+
+/* Of an operation on single numbers; of an affine before it is cut. */
 static double after_number(const loader *l, const node *n, double *const *magnitudes, int c) {
   const double x = magnitudes[n->in[0]][c], slope = fabs((double)n->number);
   double m;
   switch (n->kind) {
     case OP_AFFINE:
       m = fabs((double)number(l, n->affine.scale, c)) * x + fabs((double)number(l, n->affine.offset, c));
-      if (n->affine.min > -INFINITY) m = fmax(m, fabs((double)n->affine.min));
-      return n->affine.max < INFINITY ? fmax(m, fabs((double)n->affine.max)) : m;
+      return fmax(m, limit_of(n));
     case OP_ADD: return x + magnitudes[n->in[1]][c];
     case OP_PRODUCT: return x * magnitudes[n->in[1]][c];
     case OP_PAD: return fmax(x, slope);
@@ -69,6 +74,8 @@ static double one_result(const loader *l, const node *n, double *const *magnitud
     for (; c < channels; c++) result[c] = 0; /* of pad_channels */
   }
   for (c = 0; c < channels; c++) largest = result[c] > largest ? result[c] : largest;
+  if (n->kind == OP_AFFINE && n->affine.min > -INFINITY && n->affine.max < INFINITY)
+    for (c = 0; c < channels; c++) result[c] = limit_of(n);
   return terms * largest;
 }
 

@@ -1,0 +1,7 @@
+/* A part of the program that binwrn export --format c writes: what follows the line with the scissors. */
+#include <math.h>
+/* 8< */
+static void silu(float *result, const float *x, int count) {
+  int i;
+  for (i = 0; i < count; i++) result[i] = x[i] / (1 + expf(-x[i]));
+}
