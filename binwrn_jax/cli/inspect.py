@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         + (f", coded: {8 * totals['bytes'] / totals['weights']:.4f} bits per weight" if coded else "")
     )
     if more:
+        one_bit = sum(weights(row) for row in rows if row.plus_share is not None)
+        print_line(f"{one_bit:,} of {totals['weights']:,} weights are one bit")
         print_line(f"more than two values: {', '.join(more)}")
     else:
         print_line("every convolution has at most two values")

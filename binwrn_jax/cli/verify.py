@@ -86,34 +86,20 @@ def checks(packed: PackedModel, size: int, runtimes: dict[str, Predictor]) -> It
       size: of the file in bytes.
       runtimes: by name, to compute the golden logits with.
     """
-    convs = [operation for operation in packed.operations if operation["op"] == "conv"]
-    shapes = {op["tensor"]: (*op["window"], *op["channels"]) for op in convs}
-    weights = sum(math.prod(shape) for shape in shapes.values())
     floats = sum(part.size for affine in packed.affines.values() for part in affine)
-    yield Check(
-        all(bits.dtype == np.uint8 for bits in packed.bits.values()),
-        "no float weight",
-        f"{weights:,} weights of {len(convs)} convolutions are bits; "
-        f"the {floats:,} float32 numbers are {len(packed.affines)} multiply-adds, one per channel",
-    )
-    plus = {name: packed.count_plus(name) for name in packed.bits}
-    other = [name for name, shape in shapes.items() if not 0 < plus[name] < math.prod(shape)]
-    yield Check(
-        not other,
-        "two values per convolution",
-        f"{other[0]} has the value {'+1' if plus[other[0]] else '-1'} only"
-        if other
-        else f"-1 and +1 in each of {len(convs)}",
-    )
+    yield _weights(packed, floats)
+    yield _values(packed)
     bits = sum(tensor.nbytes for tensor in packed.bits.values())
+    kernels = sum(tensor.nbytes for tensor in packed.kernels.values())
     golden = packed.golden_image.nbytes + packed.golden_logits.nbytes
-    header = size - bits - 4 * floats - golden
+    header = size - bits - kernels - 4 * floats - golden
     ratio = size / max(packed.ideal_bytes, 1)  # there may be no convolution
     yield Check(
         bits + header <= MAX_RATIO * packed.ideal_bytes + MAX_HEADER,
         "size",
         f"{size:,} bytes, {ratio:.4f} x the ideal of {packed.ideal_bytes:,}: {bits:,} of "
-        f"weights, {4 * floats:,} of multiply-adds, {golden:,} golden, {header:,} of header",
+        f"weights, {f'{kernels:,} of float32 kernels, ' if kernels else ''}"
+        f"{4 * floats:,} of multiply-adds, {golden:,} golden, {header:,} of header",
     )
     covers = "the whole file has" if packed.checksum else "the bits have"
     stated = packed.checksum or packed.metadata["sha256"]
@@ -127,3 +113,32 @@ def checks(packed: PackedModel, size: int, runtimes: dict[str, Predictor]) -> It
             f"golden image by {name}",
             f"class {int(logits.argmax())}, logits within {error:.1e} of the largest ({TOLERANCE:g} allowed)",
         )
+
+
+def _weights(packed: PackedModel, floats: int) -> Check:
+    """How many weights are one bit, and which convolutions have others."""
+    rest = {name: packed.kernel_shape(name) for name in packed.kernels}
+    one_bit = sum(math.prod(packed.kernel_shape(name)) for name in packed.bits)
+    total = one_bit + sum(math.prod(shape) for shape in rest.values())
+    listed = [f"{name} {'x'.join(map(str, shape))} ({math.prod(shape):,})" for name, shape in rest.items()]
+    return Check(
+        all(bits.dtype == np.uint8 for bits in packed.bits.values()),
+        "weights",
+        f"{one_bit:,} of {total:,} weights are one bit, those of {len(packed.bits)} convolutions; "
+        + (f"float32 are {', '.join(listed)}; " if listed else "")
+        + f"the {floats:,} {'other ' if listed else ''}float32 numbers are {len(packed.affines)} "
+        "multiply-adds, one per channel",
+    )
+
+
+def _values(packed: PackedModel) -> Check:
+    """Whether each 1-bit convolution has both values, as each of the paper's networks does."""
+    plus = {name: packed.count_plus(name) for name in packed.bits}
+    other = [name for name, n in plus.items() if not 0 < n < math.prod(packed.kernel_shape(name))]
+    own = packed.metadata.get("network") is None  # whose small kernels may have one value
+    found = f"-1 and +1 in each of {len(plus)}"
+    if other and own:
+        found = f"-1 and +1 in all but {len(other)} of {len(plus)}"
+    elif other:
+        found = f"{other[0]} has the value {'+1' if plus[other[0]] else '-1'} only"
+    return Check(own or not other, "two values per convolution", found)

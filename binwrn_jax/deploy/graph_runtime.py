@@ -69,6 +69,9 @@ def compute(operation: Operation, tensors: Tensors, inputs: list[jax.Array]) -> 
             return jnp.concatenate(inputs, axis=3)
         case "resize":
             down, across = attributes["factors"]
+            if attributes["method"] == "bilinear":
+                shape = (len(x), x.shape[1] * down, x.shape[2] * across, x.shape[3])
+                return jax.image.resize(x, shape, "bilinear")
             return jnp.repeat(jnp.repeat(x, down, axis=1), across, axis=2)
         case "function" if attributes["function"] == "leaky_relu":
             return jnp.where(x < 0, jnp.float32(attributes["slope"]) * x, x)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
+from binwrn_jax.deploy.graph_runtime import FUNCTIONS
 from binwrn_jax.deploy.packed import PackedModel, read_packed
 from binwrn_jax.deploy.predictor import in_batches
 from binwrn_jax.deploy.unfold import unfold
@@ -28,11 +29,52 @@ Operation = dict[str, Any]
 
 
 def _unpack(weight: jax.Array, operation: Operation) -> jax.Array:
-    """Bits uint8 ``[C_out, ceil(K / 8)]`` to float32 ``[F_h, F_w, C_in, C_out]``, inside a program."""
+    """Bits uint8 ``[C_out, ceil(K / 8)]`` to float32 ``[F_h, F_w, C_in / groups, C_out]``, in a program."""
     window, (c_in, c_out) = operation["window"], operation["channels"]
-    rows = jnp.unpackbits(weight, axis=1, count=math.prod(window) * c_in, bitorder="little")
-    kernel = rows.reshape(c_out, *window, c_in).transpose(1, 2, 3, 0)
+    depth = c_in // operation.get("groups", 1)
+    rows = jnp.unpackbits(weight, axis=1, count=math.prod(window) * depth, bitorder="little")
+    kernel = rows.reshape(c_out, *window, depth).transpose(1, 2, 3, 0)
     return jnp.where(kernel, jnp.float32(1), jnp.float32(-1))
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, operation: Operation) -> jax.Array:
+    (stride_y, stride_x), (vertical, horizontal) = operation["stride"], operation["pads"]
+    if "groups" not in operation and "dilation" not in operation:
+        return convolution(x, kernel, (stride_y, stride_x), (tuple(vertical), tuple(horizontal)))
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride_y, stride_x),
+        (tuple(vertical), tuple(horizontal)),
+        rhs_dilation=operation.get("dilation"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=operation.get("groups", 1),
+    )
+
+
+def _apply_new(operation: Operation, inputs: list[jax.Array]) -> jax.Array:
+    """An operation of version 2."""
+    x = inputs[0]
+    match operation["op"]:
+        case "pad":
+            value = jnp.float32(operation["value"])
+            return jnp.pad(x, ((0, 0), *map(tuple, operation["pads"]), (0, 0)), constant_values=value)
+        case "concat":
+            return jnp.concatenate(inputs, axis=3)
+        case "product":
+            return x * inputs[1]
+        case "global_pool":
+            reduce = jnp.max if operation["kind"] == "max" else jnp.mean
+            return reduce(x, (1, 2), keepdims=True)
+        case "resize":
+            (down, across), (count, height, width, channels) = operation["factor"], x.shape
+            shape = (count, height * down, width * across, channels)
+            return jax.image.resize(x, shape, operation["method"])
+        case "elementwise" if operation["function"] == "leaky_relu":
+            return jnp.where(x >= 0, x, jnp.float32(operation["alpha"]) * x)
+        case "elementwise":
+            return FUNCTIONS[operation["function"]](x)
+    raise ValueError(f"unknown operation {operation['op']!r}")
 
 
 def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax.Array]) -> jax.Array:
@@ -40,9 +82,10 @@ def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax
     tensor = operation.get("tensor", "")
     if op == "affine":
         scale, offset = (weights[f"{tensor}.{part}"].reshape(1, 1, 1, -1) for part in ("scale", "offset"))
-        low = operation.get("min")
+        low, high = operation.get("min"), operation.get("max")
         y = x * scale + offset
-        return y if low is None else jnp.maximum(y, jnp.float32(low))
+        y = y if low is None else jnp.maximum(y, jnp.float32(low))
+        return y if high is None else jnp.minimum(y, jnp.float32(high))
     if op == "conv":
         kernel = weights[tensor]
         if kernel.dtype == jnp.uint8:
@@ -50,8 +93,7 @@ def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax
             # drops an optimization_barrier on the CPU, and cannot know that activations are finite.
             kernel = kernel ^ jnp.isnan(x[:1, 0, 0, 0]).any().astype(jnp.uint8)
             kernel = _unpack(kernel, operation)
-        (stride_y, stride_x), (vertical, horizontal) = operation["stride"], operation["pads"]
-        return convolution(x, kernel, (stride_y, stride_x), (tuple(vertical), tuple(horizontal)))
+        return _convolve(x, kernel, operation)
     if op in ("average_pool", "max_pool"):
         window, stride = tuple(operation["window"]), tuple(operation["stride"])
         pads = [tuple(pad) for pad in operation["pads"]]
@@ -63,7 +105,7 @@ def _apply(operation: Operation, inputs: list[jax.Array], weights: dict[str, jax
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, operation["channels"] - x.shape[3])))
     if op == "add":
         return x + inputs[1]
-    return x.mean((1, 2))
+    return x.mean((1, 2)) if op == "global_average" else _apply_new(operation, inputs)
 
 
 class LoadedModel:
@@ -81,8 +123,9 @@ class LoadedModel:
         self.weights: dict[str, jax.Array] = {
             name: jnp.asarray(tensor if name not in packed.bits or keep_packed else packed.signs(name))
             for name, tensor in packed.tensors.items()
-            if name not in numpy_reader.RESERVED
+            if name not in (*numpy_reader.RESERVED, *packed.kernels)
         }
+        self.weights |= {name: jnp.asarray(packed.weights(name)) for name in packed.kernels}
         self._bounded = numpy_reader.is_bounded(packed.metadata, packed.tensors)
         self._run = jax.jit(self.apply)
 

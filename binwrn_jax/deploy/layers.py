@@ -20,18 +20,26 @@ def layers_of(packed: PackedModel) -> list[LayerRow]:
     rows = []
     for operation in packed.operations:
         if operation["op"] == "conv":
-            shape = (*operation["window"], *operation["channels"])
-            size, plus = math.prod(shape), packed.count_plus(operation["tensor"])
+            name = operation["tensor"]
+            shape = packed.kernel_shape(name)
+            size = math.prod(shape)
+            if name in packed.kernels:
+                kernel = packed.kernels[name]
+                rows.append(
+                    LayerRow(name, shape, None, None, len(np.unique(kernel)), 32 * size, kernel.nbytes)
+                )
+                continue
+            plus = packed.count_plus(name)
             one_scale = network.get("weights") == "1bit"
             rows.append(
                 LayerRow(
-                    name=operation["tensor"],
+                    name=name,
                     shape=shape,
                     scale=he_scale(shape, plain=bool(network.get("plain"))) if one_scale else None,
                     plus_share=plus / size,
                     values=2 if 0 < plus < size else 1,
                     bits=size,
-                    bytes=packed.coded.get(operation["tensor"], -(-size // 8)),
+                    bytes=packed.coded.get(name, -(-size // 8)),
                 )
             )
     return rows

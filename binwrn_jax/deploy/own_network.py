@@ -14,6 +14,7 @@ import numpy as np
 from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy.export import compare, exact_arithmetic, write_verified
 from binwrn_jax.deploy.formats import Format, all_formats, get_format
+from binwrn_jax.deploy.graph_file import weights_in_words
 from binwrn_jax.deploy.graph_runtime import run
 from binwrn_jax.deploy.packed import pack_graph
 from binwrn_jax.deploy.predictor import in_batches
@@ -59,7 +60,8 @@ def export(
     """Writes a network as a file to deploy, and proves that it gives the network's logits.
 
     The network computes in float32 in the file, whatever it was trained in. Which operations can be exported
-    docs/own-network.md says; each kernel needs one magnitude for each output channel, see `binarize`.
+    docs/own-network.md says. A kernel with one magnitude for each output channel becomes bits, see
+    `binarize`; others stay float32, and the result lists them.
 
     Args:
       apply: ``apply(variables, images)``: logits ``[N, classes]`` of uint8 ``[N, H, W, C]`` at inference,
@@ -96,7 +98,7 @@ def export(
     packed = pack_graph(graph, description, images[0])
     reference, notes = _reference(apply, variables, graph, images)
     lines = write_verified(known, packed, path, images, reference)
-    return Exported(path, known.name, (compared, *notes, *lines))
+    return Exported(path, known.name, (compared, weights_in_words(graph), *notes, *lines))
 
 
 def _shape(input_shape: Any) -> tuple[int, int, int]:

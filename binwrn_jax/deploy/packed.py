@@ -108,8 +108,11 @@ class PackedModel:
     @property
     def graph(self) -> Graph:
         """The network as a graph."""
-        signs = {name: self.signs(name) for name in self.bits}
-        return graph_of(self.operations, self.value_shapes, signs, self.affines)
+        names = [op["tensor"] for op in self.operations if op["op"] == "conv"]
+        kernels = {
+            name: self.weights(name).astype(np.int8 if name in self.bits else np.float32) for name in names
+        }
+        return graph_of(self.operations, self.value_shapes, kernels, self.affines)
 
     def signs(self, name: str) -> np.ndarray:
         """Bits of the convolution ``name``: float32 ``[F_h, F_w, C_in / groups, C_out]`` of -1 and +1."""
@@ -148,11 +151,10 @@ def pack_graph(
 ) -> PackedModel:
     """A simplified graph as bits and multiply-adds; arguments and errors as for `pack`."""
     shape, classes = description.image_shape, description.num_classes
-    operations, bits, affines = content_of(graph)
+    content = content_of(graph)
     metadata = {
         "format": numpy_reader.FORMAT,
-        "version": numpy_reader.VERSION,
-        "operations": operations,
+        "operations": content.operations,
         "input": {
             "shape": list(shape),
             "dtype": "uint8",
@@ -171,8 +173,12 @@ def pack_graph(
     }
     if description.other.get("temperature") is not None:  # of probabilities, see `evaluation.fit_temperature`
         metadata["temperature"] = description.other["temperature"]
-    metadata["sha256"] = numpy_reader.checksum(metadata, bits)
-    packed = PackedModel(metadata, bits, affines, golden_image, np.zeros(classes, np.float32))
+    metadata = versioned(metadata)
+    metadata["sha256"] = numpy_reader.checksum(metadata, content.bits | content.kernels)
+    unknown = np.zeros(classes, np.float32)
+    packed = PackedModel(
+        metadata, content.bits, content.affines, golden_image, unknown, kernels=content.kernels
+    )
     _check(packed)
     try:
         logits = numpy_reader.Model(metadata, packed.tensors)(golden_image[None])[0]

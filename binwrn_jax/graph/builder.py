@@ -119,10 +119,11 @@ class Builder:
             return x
         return Value(self.resized(x, (factors["H"], factors["W"])), tuple(axes))
 
-    def resized(self, x: Value, factors: tuple[int, int]) -> str:
-        """Adds an operation that repeats rows and columns; returns the name of its result."""
+    def resized(self, x: Value, factors: tuple[int, int], method: str = "nearest") -> str:
+        """Adds an operation that repeats or interpolates rows and columns; returns the name of its result."""
         height, width, depth = self.shapes[x.name]
-        return self.emit("resize", [x], (height * factors[0], width * factors[1], depth), factors=factors)
+        shape = (height * factors[0], width * factors[1], depth)
+        return self.emit("resize", [x], shape, factors=factors, method=method)
 
     def letters(self, x: Value) -> list[str | None]:
         """The letter of each axis of a settled value, None for an axis of length 1.

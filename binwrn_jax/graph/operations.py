@@ -17,7 +17,8 @@ kind                attributes                                              tens
 ``add``             two inputs
 ``multiply``        two inputs; the second may have 1 x 1 pixel
 ``concatenate``     two or more inputs, along the channels
-``resize``          ``factors``: each pixel as often as (down, across)
+``resize``          ``factors`` (down, across), ``method``:
+                    ``nearest``, or ``bilinear`` with half-pixel centres
 ``function``        ``function``: see `binwrn_jax.graph.functions`;
                     ``slope`` of ``leaky_relu``
 =================== ===================================================== ====================================

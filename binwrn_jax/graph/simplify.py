@@ -107,6 +107,7 @@ class _Rewriter:
             ("conv", "affine"): (self._scale_before_convolution,),
             ("affine", "affine"): (self._merge,),
             ("pad", "conv"): (self._join_padding,),
+            ("resize", "resize"): (self._join_resizes,),
         }
         found = rules.get((self.operations[before].kind, operation.kind), ())
         return any(rule(before, position) for rule in found)
@@ -182,6 +183,19 @@ class _Rewriter:
             return False
         self.operations[position] = dataclasses.replace(
             conv, inputs=pad.inputs, attributes={**conv.attributes, "pads": pads}
+        )
+        self.operations.pop(before)
+        return True
+
+    def _join_resizes(self, before: int, position: int) -> bool:
+        """Rows are enlarged and then columns: both at once."""
+        first, second = (self.operations[i].attributes for i in (before, position))
+        pairs = list(zip(first["factors"], second["factors"], strict=True))
+        if first["method"] != second["method"] or any(min(pair) > 1 for pair in pairs):
+            return False
+        attributes = {**second, "factors": tuple(max(pair) for pair in pairs)}
+        self.operations[position] = dataclasses.replace(
+            self.operations[position], inputs=self.operations[before].inputs, attributes=attributes
         )
         self.operations.pop(before)
         return True

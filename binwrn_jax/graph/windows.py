@@ -42,6 +42,9 @@ def _convolution(build: Builder, x: Operand, kernel: Operand) -> Operand:
         first, second = params[name]
         return (second, first) if turned else (first, second)
 
+    pads = tuple((int(low), int(high)) for low, high in pair("padding"))
+    if min(map(min, pads)) < 0:
+        raise Inexpressible("a convolution that cuts its image (negative padding)")
     stride, dilation = (tuple(map(int, pair(key))) for key in ("window_strides", "rhs_dilation"))
 
     name = build.emit(
@@ -51,7 +54,7 @@ def _convolution(build: Builder, x: Operand, kernel: Operand) -> Operand:
         {"kernel": weights},
         kernel.source,
         stride=stride,
-        pads=tuple((int(low), int(high)) for low, high in pair("padding")),
+        pads=pads,
         groups=int(params["feature_group_count"]),
         dilation=dilation,
     )
@@ -81,6 +84,12 @@ def _matrix_product(build: Builder, x: Operand, y: Operand) -> Operand:
         raise Inexpressible(OF_BATCH)
     matrix = y.array.transpose(*right, *columns).reshape(*(sizes[str(atom)] for atom in contracted), -1)
     inside = [str(atom) for atom in contracted]
+    if inside in (["H"], ["W"]) and columns:
+        factor = _bilinear_factor(matrix)
+        if factor is not None:
+            name = build.resized(x, (factor, 1) if inside == ["H"] else (1, factor), "bilinear")
+            enlarged: Axis = (inside[0],)
+            return Value(name, (enlarged, *free) if swapped else (*free, enlarged))
     if sizes["C"] > 1 and "C" not in inside:
         raise Inexpressible("a matrix product along pixels but not along channels")
     for letter in "HWC":
@@ -95,6 +104,19 @@ def _matrix_product(build: Builder, x: Operand, y: Operand) -> Operand:
     if not columns:
         new = ()
     return Value(name, (*new, *free) if swapped else (*free, *new))
+
+
+def _bilinear_factor(matrix: np.ndarray) -> int | None:
+    """The whole factor by which a matrix ``[old, new]`` enlarges rows bilinearly, None if it does not."""
+    old, new = matrix.shape
+    if new % old or new == old:
+        return None
+    place = (np.arange(new) + 0.5) * old / new - 0.5  # half-pixel centres
+    first = np.floor(place).astype(int)
+    expected = np.zeros((old, new))
+    for index, weight in ((first, 1 - place + first), (first + 1, place - first)):
+        np.add.at(expected, (np.clip(index, 0, old - 1), np.arange(new)), weight)
+    return new // old if np.allclose(matrix, expected, rtol=0, atol=1e-6) else None
 
 
 def _reduce(build: Builder, x: Value, kind: str) -> Operand:
@@ -143,6 +165,8 @@ def _pool(build: Builder, x: Value, kind: str) -> Operand:
             continue
         if letter not in window:
             raise Inexpressible("a pool over something else than rows and columns of more than one pixel")
+        if max(pad) >= size or min(pad) < 0:
+            raise Inexpressible("a pool with windows that lie in the padding, or with less than no padding")
         window[letter], stride[letter], pads[letter] = int(size), int(step), (int(pad[0]), int(pad[1]))
     out = build.equation.shape
     sizes = {**build.sizes(x), **{letter: out[i] for i, letter in enumerate(letters) if letter}}

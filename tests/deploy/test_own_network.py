@@ -1,5 +1,7 @@
 """Networks of other people as files: every format gives their logits, and what it cannot hold is refused."""
 
+import json
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -9,7 +11,8 @@ import pytest
 from networks import NETWORKS, PreActivationResNet, ResNet, floats, linen
 
 from binwrn_jax import UserError, binarize, by_path, export, open_model
-from binwrn_jax.errors import CannotExport
+from binwrn_jax.cli.main import main
+from binwrn_jax.deploy.packed import read_packed
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
 KERNELS = by_path(lambda path: path.endswith(("kernel", "weight")))
@@ -114,13 +117,36 @@ def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path)
     apply, variables, shape = linen(ResNet())
     with pytest.raises(UserError, match="32-bit weights"):
         export(apply, variables, path, shape)
-    masked = by_path(lambda path: path.endswith("kernel") and "Dense" not in path)
-    with pytest.raises(CannotExport, match="params/Dense_0/kernel: 160 weights with 160 magnitudes"):
-        export(lambda v, x: apply({**v, "params": binarize(v["params"], masked)}, x), variables, path, shape)
-    mobile, tree, _ = NETWORKS["MobileNet 2"]()
-    with pytest.raises(CannotExport, match="the packed format has no"):
-        export(lambda v, x: mobile({**v, "params": binarize(v["params"], KERNELS)}, x), tree, path, shape)
+    wide = nn.Sequential([floats, nn.Conv(4, (65, 1), padding=32), lambda x: x.mean((1, 2))])
+    with pytest.raises(UserError, match=r"cannot be packed: .* window \[65, 1\]"):
+        export(*one_bit(wide)[:2], path, shape)
     assert not list(tmp_path.iterdir())
+
+
+def test_kernels_that_the_mask_leaves_out_stay_float32_and_are_reported(tmp_path, capsys):
+    apply, variables, shape = NETWORKS["MobileNet 2"]()
+    masked = by_path(lambda path: path.endswith("kernel") and "Dense" not in path)
+    path = tmp_path / "m.safetensors"
+    found = export(
+        lambda v, x: apply({**v, "params": binarize(v["params"], masked)}, x),
+        variables,
+        path,
+        shape,
+        images=IMAGES,
+    )
+    told = "2,328 of 2,648 weights are one bit; float32: params/Dense_0/kernel (320)"
+    assert told in found.lines
+    packed = read_packed(path)
+    assert packed.metadata["requires"] == ["clip", "float_kernels", "groups"]
+    assert main(["verify", str(path)]) == 0
+    report = capsys.readouterr().out
+    assert "2,328 of 2,648 weights are one bit" in report and "1x1x32x10 (320)" in report
+    assert main(["inspect", str(path)]) == 0
+    assert "2,328 of 2,648 weights are one bit" in capsys.readouterr().out
+    np.save(tmp_path / "images.npy", IMAGES)
+    assert main(["predict", "--json", str(path), str(tmp_path / "images.npy")]) == 0
+    predicted = [json.loads(line)["predictions"][0]["name"] for line in capsys.readouterr().out.splitlines()]
+    assert [int(name) for name in predicted] == list(open_model(path, runtime="numpy")(IMAGES).argmax(1))
 
 
 def test_mistakes_are_one_line(tmp_path):

@@ -111,6 +111,10 @@ def kinds_around(function, **fields):
         (lambda x: jax.lax.clamp(-1.0, x, 1.0), ["affine"]),
         (lambda x: nn.avg_pool(x, (3, 3), (1, 1), "SAME"), ["affine", "pad", "average_pool"]),
         (jax.jit(lambda x: jax.checkpoint(nn.relu)(x)), ["affine"]),
+        (lambda x: jax.image.resize(x, (len(x), 32, 48, 8), "bilinear"), ["affine", "resize"]),
+        (lambda x: jax.image.resize(x.swapaxes(1, 3), (len(x), 8, 16, 32), "bilinear").swapaxes(1, 3),
+         ["affine", "resize"]),
+        (lambda x: jnp.repeat(jnp.repeat(x, 2, 1), 3, 2), ["affine", "resize"]),
     ],
 )  # fmt: skip
 def test_functions_written_out_are_recognised(function, kinds):
@@ -205,8 +209,12 @@ REFUSED = {
     "unknown function": (lambda x: nn.softplus(x), "of softplus in <lambda>"),
     "unknown function of two": (lambda x: x * jnp.tanh(nn.softplus(x)), "of softplus in <lambda>"),
     "interpolation": (
-        lambda x: jax.image.resize(x, (len(x), 32, 32, 8), "bilinear"),
+        lambda x: jax.image.resize(x, (len(x), 24, 24, 8), "bilinear"),
         "a matrix product along pixels",
+    ),
+    "a pool of padding": (
+        lambda x: nn.max_pool(x, (2, 2), padding=((2, 2), (0, 0))),
+        "a pool with windows that lie in the padding",
     ),
     "channel shuffle": (
         lambda x: x.reshape(*x.shape[:3], 2, 4).swapaxes(3, 4).reshape(x.shape),
