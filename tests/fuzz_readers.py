@@ -24,6 +24,7 @@ import coded_corpus
 import numpy as np
 from packed_corpus import ACCEPTED, ZEROS, Parts, assemble, chain, container, golden_parts, seal
 from packed_networks import any_network
+from version2_networks import FEATURES, random_model
 
 from binwrn_jax.deploy import native, numpy_reader
 from binwrn_jax.deploy.jax_runtime import load_packed
@@ -201,6 +202,9 @@ def random_parts(rng: np.random.Generator) -> Parts:
     if rng.random() < 0.2:
         return golden_parts()
     packed = any_network(rng)
+    if rng.random() < 0.5:
+        features = [name for name in FEATURES if name != "entropy" and rng.random() < 0.4]
+        packed = random_model(int(rng.integers(1 << 31)), features)
     tensors = {name: tensor.copy() for name, tensor in packed.tensors.items()}
     return Parts(json.loads(json.dumps(packed.metadata)), {}, tensors, {numpy_reader.CHECKSUM: ZEROS})
 
@@ -223,6 +227,14 @@ def random_coded_file(rng: np.random.Generator) -> bytes:
                 name = rng.choice(coded)
                 parts.tensors[name] = parts.tensors[name][: rng.integers(1, len(parts.tensors[name]))]
     return coded_corpus.lay(parts)
+
+
+def require_what_is_used(rng: np.random.Generator, parts: Parts) -> None:
+    """Mostly, so that changes reach the rules behind that of the features."""
+    if "requires" in parts.metadata and isinstance(parts.metadata.get("operations"), list):
+        used = numpy_reader.features(parts.metadata)
+        if rng.random() < 0.8:
+            parts.metadata["requires"] = used
 
 
 def random_file(rng: np.random.Generator) -> bytes:
@@ -256,6 +268,7 @@ def random_file(rng: np.random.Generator) -> bytes:
                 parts.outer[str(rng.choice(["file_sha256", "format", "binwrn"]))] = odd_value(rng)
         if not isinstance(parts.metadata.get("operations"), list):
             break
+    require_what_is_used(rng, parts)
     try:
         data = parts.lay() if laid else parts.data()
     except (TypeError, AttributeError):  # operations that are none: there is no checksum of their bits

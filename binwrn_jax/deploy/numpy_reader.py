@@ -1406,7 +1406,7 @@ class Model:
     def _run(self, images: np.ndarray) -> np.ndarray:
         values = {"image": images.astype(np.float32)}
         for index, operation in enumerate(self.metadata["operations"]):
-            result = compute(operation, [values[name] for name in operation["in"]], self.tensors)
+            result = self._apply(operation, [values[name] for name in operation["in"]])
             if not self._bounded:
                 small = result.min() >= -MAX_VALUE and result.max() <= MAX_VALUE  # false for NaN
                 _demand(small, f"value {_brief(operation['out'])} of an image exceeds {MAX_VALUE:.4g}")
@@ -1416,6 +1416,9 @@ class Model:
                 if self._last_use[name] == index:
                     values.pop(name, None)
         return result
+
+    def _apply(self, operation: dict[str, Any], inputs: list[np.ndarray]) -> np.ndarray:
+        return compute(operation, inputs, self.tensors)
 
 
 def load(path: str | os.PathLike[str]) -> Model:
