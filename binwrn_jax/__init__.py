@@ -1,7 +1,7 @@
 """Wide residual networks with one bit per weight, in JAX and Flax.
 
 The method of M. D. McDonnell, "Training wide residual networks for deployment using a single bit
-for each weight" (ICLR 2018). What a notebook needs is importable from here; see docs/tour.ipynb.
+for each weight" (ICLR 2018). Import all that a notebook needs from here; see docs/tour.ipynb.
 Each name is imported from its module at its first use: ``import binwrn_jax`` alone loads no JAX.
 """
 

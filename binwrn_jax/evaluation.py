@@ -354,7 +354,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def probabilities(logits: np.ndarray, description: Mapping[str, Any]) -> np.ndarray:
-    """What a model says as probabilities: ``softmax(logits / T)``, float64 ``[N, classes]``.
+    """The probabilities of a model: ``softmax(logits / T)``, float64 ``[N, classes]``.
 
     Args:
       logits: ``[N, classes]``, not changed.

@@ -1,1 +1,1 @@
-"""The command lines: ``binwrn VERB``, of which ``train.py`` is the verb ``train``."""
+"""The command line ``binwrn VERB``; ``train.py`` is its verb ``train``."""

@@ -13,15 +13,15 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def retain_freed_memory() -> bool:
-    """Has this process keep the memory that it frees, for the next allocation.
+    """Makes this process keep the memory that it frees, for its next allocations.
 
-    XLA allocates a step's activations anew at each step on a CPU. glibc takes so much from the system and
-    gives it back, and the system clears and maps it page by page: a fifth of the processor time of a narrow
-    network's step (docs/performance.md). The price is that memory once used is free for others at the
-    process' end only, and that its threads share one heap.
+    On a CPU XLA allocates the activations again at each step. By default glibc takes them from the system and
+    gives them back, and the system clears and maps them page by page, which costs a fifth of the processor
+    time in the step of a narrow network (docs/performance.md). In return the process releases its memory only
+    when it ends, and its threads share one heap.
 
-    To be called before JAX starts its threads: a thread keeps the heap that it has. Where JAX may find an
-    accelerator, where the user chose otherwise (MALLOC_ARENA_MAX), and without glibc it does nothing.
+    Call it before JAX starts its threads, since a thread keeps its heap. It does nothing where JAX may find
+    an accelerator, where the user has set MALLOC_ARENA_MAX, and without glibc.
 
     Returns:
       Whether it did.

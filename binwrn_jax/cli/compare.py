@@ -1,4 +1,4 @@
-"""``binwrn compare RUN...``: errors, times and differences of runs, and their curves on one another."""
+"""``binwrn compare RUN...``: errors, times and differences of runs, and their curves in one picture."""
 
 from __future__ import annotations
 

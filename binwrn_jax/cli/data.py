@@ -1,4 +1,4 @@
-"""``binwrn data NAME``: prepares a data set, checks it, and says what is there or what is missing."""
+"""``binwrn data NAME``: prepares a data set, checks it, and prints what is there or missing."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuses what can be told before the model is opened.
+    """Refuses wrong options before the model is opened.
 
     Raises:
       UserError: an impossible number, an unknown data set, or an output that would replace something else.
@@ -87,7 +87,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if is_own(arguments.dataset):
         inputs.append(Path(arguments.dataset.partition(":")[2]))
     else:
-        lookup(arguments.dataset)  # a wrong name is told before the model is opened
+        lookup(arguments.dataset)  # report a wrong name before opening the model
     if arguments.predictions:
         check_file_output(arguments.predictions, inputs, "file of predictions", _has_predictions)
     if arguments.confusion:
@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _classes(
     arguments: argparse.Namespace, logits: np.ndarray, labels: np.ndarray, predictor: Predictor, title: str
 ) -> list[dict[str, Any]]:
-    """The errors of each class with its name; draws the confusion matrix where it is asked for."""
+    """The errors of each class by name; draws the confusion matrix on request."""
     if not (arguments.confusion or arguments.per_class):
         return []
     matrix = confusion_matrix(logits, labels)
@@ -221,8 +221,8 @@ def check_fits(predictor: Predictor, spec: DatasetInfo) -> None:
     """Refuses a data set that the model is not for.
 
     Raises:
-      UserError: other classes, channels or image size. An imported network whose size nobody has told
-        takes any.
+      UserError: other classes, channels or image size. An imported network of unknown
+        image size takes any size.
     """
     model = predictor.description
     if model["num_classes"] != spec.num_classes:

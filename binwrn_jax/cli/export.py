@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exports, reads back, compares, and says what came of it."""
+    """Exports, reads back, compares, and prints the result."""
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}: it must be at least 1")
     known, output = get_format(arguments.format), arguments.output

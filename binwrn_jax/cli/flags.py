@@ -35,13 +35,13 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class CommandLine(NamedTuple):
-    """What the flags of a run say.
+    """The flags of a run.
 
     Attributes:
       config: all fields.
       workdir: folder of the run.
       help_wanted: whether the user asked for help.
-      source: the config file that was read, with what stands after the colon.
+      source: the config file that was read, with the words after the colon.
     """
 
     config: ConfigDict
@@ -51,7 +51,7 @@ class CommandLine(NamedTuple):
 
 
 def shipped_configs() -> Path:
-    """The package's own config files: in a wheel they lie inside the package, in a checkout beside it."""
+    """The folder of the package's config files: inside the package in a wheel, beside it in a checkout."""
     inside = PACKAGE / "configs"
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
 

@@ -1,4 +1,4 @@
-"""What every program of the project does around its work: streams, errors, exit codes."""
+"""What surrounds the work of every program of the project: streams, errors, exit codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from binwrn_jax.errors import UserError, explain, print_traceback, printable
 
 
 def guarded(program: Callable[[], int], debug: bool = False) -> int:
-    """Runs a program; whatever goes wrong becomes one line on stderr and an exit code.
+    """Runs a program; turns any error into one line on stderr and an exit code.
 
     Args:
       program: returns its exit code; may leave by `SystemExit`, as argparse does.
@@ -21,7 +21,7 @@ def guarded(program: Callable[[], int], debug: bool = False) -> int:
 
     Returns:
       The program's own exit code; 2 after an error of the user, 1 after one of the program, 130 after
-      Ctrl-C, 141 where nobody reads the output any more.
+      Ctrl-C, 141 after a closed pipe.
     """
     errors.show_tracebacks = debug
     try:
@@ -94,7 +94,7 @@ def _say(message: str) -> None:
 
 
 def _drop_what_cannot_be_written() -> None:
-    """Sends what a full disk or a closed pipe did not take to nowhere: Python would complain at its end."""
+    """Discards output that a full disk or a closed pipe did not take; Python would report it on exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

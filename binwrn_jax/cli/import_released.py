@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Imports and prints what was found."""
+    """Imports a file and prints its content."""
     check_folder_output(arguments.output, [arguments.file], "model folder", MODEL_FILE)
     description = import_released(arguments.file, arguments.output, arguments.dataset, arguments.max_memory)
     model, rows = description["model"], layers(arguments.output)

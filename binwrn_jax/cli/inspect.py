@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table, the totals and whether all is 1-bit."""
+    """Prints the table, the totals and whether all weights are 1-bit."""
     rows = layers(arguments.model)
     totals = {
         "convolutions": len(rows),

@@ -30,7 +30,7 @@ VERBS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line like all others."""
+    """A parser that reports errors in one line, as all commands do."""
 
     def error(self, message: str) -> NoReturn:
         """Raises a `UserError`."""

@@ -1,4 +1,4 @@
-"""What the verbs print and where they write."""
+"""Lines for the terminal, and checks of output paths."""
 
 from __future__ import annotations
 

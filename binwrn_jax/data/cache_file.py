@@ -1,4 +1,4 @@
-"""Files that can be made again and save time when they are there: offsets of records, indexes of folders."""
+"""Cache files, which save time and can be made again: offsets of records, indexes of folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data sets that are known by name, with the facts about each: no file is read here."""
+"""The table of data sets by name, with the facts about each; reads no file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DATASETS: dict[str, DatasetInfo] = {
     )
 }  # fmt: skip
 
-# What no program may download: where a person gets the files, and their bytes.
+# Data sets that no program may download: where a person gets the files, and their sizes in bytes.
 MANUAL_DOWNLOADS: dict[str, tuple[str, dict[str, int]]] = {
     "imagenet2012": (
         "https://image-net.org/download-images (registration needed; non-commercial research only)",

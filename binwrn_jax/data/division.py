@@ -1,9 +1,9 @@
-"""How own images are divided into training, validation and test images: by a hash of their content.
+"""Divides own images into training, validation and test images by a hash of their content.
 
 The rule, for each split that the user did not make: the images of each class that the user gave for training
 are sorted by the SHA-256 of their stored bytes; the first tenth of them (rounded, at least one) is for
 testing, the next tenth for validation, the rest for training. Images with the same bytes count once and stay
-together. So the division depends on nothing but the images themselves.
+together. So the division depends on the images alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why data cannot be read, in one line with a remedy; only damage that is proven is called damage."""
+"""Why data cannot be read, in one line with a remedy; only proven damage is called damage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MismatchError(ValueError):
 
 _ANOTHER = "set TFDS_DATA_DIR or --config.data.dir to another folder"
 
-# What system calls say, and what to do about it. Readers of other libraries keep the words, not the number.
+# Messages of system calls and their remedies. Readers of other libraries keep the words, not the number.
 _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
     (
         (errno.EACCES, errno.EPERM),
@@ -49,7 +49,7 @@ _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
     ),
     ((errno.ENOMEM,), "memory is short: use fewer --config.data.workers, or give a limit"),
 )
-# What the checksums of ArrayRecord (Riegeli) say.
+# Messages of ArrayRecord (Riegeli) about wrong checksums.
 _CHECKSUM = re.compile(r"hash mismatch|Corrupted|DATA_LOSS|checksum", re.IGNORECASE)
 
 
@@ -67,7 +67,7 @@ def one_line(error: BaseException) -> str:
 
 
 def remedy(error: BaseException, folder: object) -> str:
-    """What to do about data that could not be read.
+    """The remedy for data that could not be read.
 
     "Delete that folder" is the advice only where a checksum or a decoder has proven damage.
 
@@ -102,10 +102,10 @@ def remedy(error: BaseException, folder: object) -> str:
 
 @contextlib.contextmanager
 def naming(what: str, folder: object) -> Iterator[None]:
-    """Turns whatever goes wrong in reading into one line.
+    """Turns any error of reading into one line.
 
     Args:
-      what: is read, in words that follow "cannot read".
+      what: the object of reading, in words that follow "cannot read".
       folder: of the prepared data set.
 
     Raises:

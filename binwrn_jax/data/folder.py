@@ -3,8 +3,8 @@
     flowers/daisy/1.jpg                 flowers/train/daisy/1.jpg
     flowers/rose/more/2.png             flowers/test/rose/2.png
 
-A class takes the files of the folders inside its own too. A single folder that holds all the others, as
-archives often have it, is entered.
+Files in folders inside the folder of a class belong to the class. A single folder that holds all the others,
+as in many archives, is entered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FolderSource:
       path: the folder.
 
     Raises:
-      UserError: it cannot be read, or no classes are found in it; the message says what was found instead.
+      UserError: it cannot be read, or has no classes; the message says what it has instead.
     """
 
     def __init__(self, path: str) -> None:
@@ -150,7 +150,7 @@ def _status(file: Path) -> os.stat_result:
     """What the system says of a file.
 
     Raises:
-      UserError: a link that leads nowhere, a pipe or a device: reading it would fail, or never end.
+      UserError: a broken link, a pipe or a device: reading it would fail, or never end.
     """
     try:
         status = os.stat(file)

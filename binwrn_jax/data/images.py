@@ -1,14 +1,13 @@
-"""Image files become the pixels that a network takes, by one rule: for training, `predict` and notebooks.
+"""Image files to the pixels that a network takes, by one rule for training, `predict` and notebooks.
 
     pixels = from_file(open("photo.jpg", "rb"), shape=(32, 32, 3))          # uint8 [32, 32, 3]
 
-The rule, in this order (docs/own-data.md says it in other words):
+The rule, in this order (docs/own-data.md has it too):
 
-1. The first picture of a file counts, whatever follows in an animation. It is turned upright as its EXIF
-   orientation says.
+1. Only the first picture of a file is used, also of an animation. It is rotated by its EXIF orientation.
 2. 16-bit grey becomes 8-bit: v becomes round(v / 257). Other numbers (32-bit, floating-point) are refused.
 3. Transparent parts become white.
-4. What is left becomes grey (``L``) or RGB, as the network's channels want, by Pillow's ``convert``: grey is
+4. The image becomes grey (``L``) or RGB, by the network's channels, with Pillow's ``convert``: grey is
    round(0.299 R + 0.587 G + 0.114 B), palettes and CMYK become RGB first.
 5. An image of another size is resized by the rule of the model, a key of `RESIZE`.
 """
@@ -39,7 +38,7 @@ class UnreadableImage(Exception):
 
 
 def find_images(arguments: Iterable[str]) -> Iterator[Source]:
-    """The files that the arguments name; a folder stands for the image files right in it, sorted.
+    """The files that the arguments name; for a folder the image files directly in it, sorted.
 
     Raises:
       UserError: a folder without images.
@@ -113,8 +112,8 @@ def read_picture(encoded: bytes, channels: int, resize: str = "bilinear") -> np.
     Args:
       encoded: the file's content.
       channels: 1 or 3.
-      resize: of the rule ``center_crop``, an upright colour JPEG is decoded later, at the size that is
-        needed, as for ImageNet.
+      resize: with ``center_crop`` an upright colour JPEG is decoded later, at the size that is needed, as for
+        ImageNet.
 
     Returns:
       uint8 ``[H0, W0, channels]``, or ``encoded`` itself.

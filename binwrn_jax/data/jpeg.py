@@ -3,7 +3,7 @@
     box = scale_aspect_box(375, 500, random_stream(seed, epoch, record))
     pixels = decode(jpeg, [box])[0]           # uint8 [224, 224, 3]
 
-Pixels stay 0..255: the network's first batch norm does what normalisation there is. The decoder is
+Pixels stay 0..255; the network's first batch norm normalises them. The decoder is
 libjpeg-turbo (`simplejpeg`) with its exact DCT and its smooth chroma upsampling; where the crop is at least
 twice as large as the result it decodes at 1/2, 1/4 or 1/8 of the size, which is cheaper and averages. What
 remains is resized bilinearly (OpenCV). No Python library offers libjpeg-turbo's cropped decoding.
@@ -49,8 +49,8 @@ def scale_aspect_box(height: int, width: int, rng: np.random.Generator) -> Box:
     """The scale and aspect augmentation of Szegedy et al. 2015.
 
     The area is uniform in 8 % to 100 % of the image, the logarithm of width / height uniform between
-    3/4 and 4/3, the position uniform. What does not fit is drawn again, ten times; then it is the largest
-    central box of an allowed aspect.
+    3/4 and 4/3, the position uniform. A box that does not fit is drawn again, up to ten times; then the
+    result is the largest central box of an allowed aspect.
     """
     ratios = math.log(3 / 4), math.log(4 / 3)
     for _ in range(10):
@@ -99,7 +99,7 @@ def _square(height: int, width: int, short_side: int, rng: np.random.Generator) 
     return Box(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side)
 
 
-# How a training image is cropped while it is decoded, by the name of the augmentation; others: centrally.
+# How a training image is cropped while it is decoded, by augmentation; other augmentations: centrally.
 BOXES: dict[str, Callable[[int, int, np.random.Generator], Box]] = {
     "scale_aspect_flip": scale_aspect_box,
     "scale_flip": scale_box,
@@ -144,7 +144,7 @@ def decode(
       uint8 ``[N, size, size, 3]``, RGB; ``out`` if given.
 
     Raises:
-      ValueError: it cannot be decoded. Damage that libjpeg only warns of is let pass, as TensorFlow does.
+      ValueError: it cannot be decoded. Damage that libjpeg only warns about is accepted, as in TensorFlow.
     """
     height, width = image_size(encoded)
     factor = 1

@@ -1,4 +1,4 @@
-"""What loading a split into memory has in common: how many images, and messages while it takes long."""
+"""Loading a split into memory: the number of images, and messages while it takes long."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def count_to_load(
 
 
 class LoadingMessages:
-    """Says how far loading has come, if it takes longer than two seconds.
+    """Prints the progress of loading after two seconds.
 
     Args:
-      what: is loaded.
+      what: what is loaded, for the messages.
       count: images in all.
     """
 
@@ -53,7 +53,7 @@ class LoadingMessages:
         self._start = self._said = time.monotonic()
 
     def done(self, images: int) -> None:
-        """So many images are loaded."""
+        """Notes the number of images loaded so far."""
         now = time.monotonic()
         if images == self._count and now - self._start > _SECONDS_BETWEEN_MESSAGES:
             log.info("loaded %s: %d images in %.1f s", self._what, images, now - self._start)

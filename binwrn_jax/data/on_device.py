@@ -61,7 +61,7 @@ class DeviceData:
         self._batch_size, self._seed = batch_size, seed
         self._everywhere = sharding.replicated(mesh)
         self._training = sharding.BatchSplit(mesh, batch_size)
-        # Padding costs nothing where a device would have fewer images than another one.
+        # Padding is free where some devices would have fewer images than others.
         self._testing = sharding.BatchSplit(mesh, self._training.padded)
         rows = {"images": images.reshape(self.size, -1), "labels": labels}
         stored = sharding.put(rows, self._everywhere)
@@ -69,7 +69,7 @@ class DeviceData:
         self._order: tuple[int, np.ndarray] | None = None
 
     def check_trains(self) -> None:
-        """Refuses a training set smaller than one batch."""
+        """Raises a `UserError` if the data set is smaller than one batch."""
         if not self.steps_per_epoch:
             raise UserError(f"{self.size} training images are fewer than one batch of {self._batch_size}")
 

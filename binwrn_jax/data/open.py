@@ -35,11 +35,11 @@ SCHEMES = {
 
 
 def open_dataset(name: str, data_dir: str | None = None, options: ImageOptions | None = None) -> Dataset:
-    """Opens a data set. What is not prepared is downloaded and prepared when its images are first asked for.
+    """Opens a data set. If it is not prepared, its first use downloads and prepares it.
 
     Args:
       name: a name of the catalogue, such as ``'cifar10'``, or own images: ``'folder:PATH'``, ``'npz:PATH'``,
-        ``'tfds:NAME'``, ``'hf:NAME'`` (docs/own-data.md), which are looked through here.
+        ``'tfds:NAME'``, ``'hf:NAME'`` (docs/own-data.md), which are surveyed here.
       data_dir: folder of prepared TFDS data sets; default TFDS_DATA_DIR, else ``~/tensorflow_datasets``.
       options: how own images are read.
 
@@ -57,7 +57,7 @@ def open_dataset(name: str, data_dir: str | None = None, options: ImageOptions |
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is one of own images, ``'folder:PATH'`` for example."""
+    """Whether a name means own images, as ``'folder:PATH'`` does."""
     scheme, colon, _ = str(name).partition(":")
     return bool(colon) and scheme in SCHEMES
 
@@ -99,7 +99,7 @@ def open_batches(
     workers: int = 0,
     prefetch: int = 2,
 ) -> Batches:
-    """A split as the training loop reads it: on the devices where it is small, else streamed from disk.
+    """A split for the training loop: on the devices if it is small, else streamed from disk.
 
     Arguments as of `DeviceData` and `StreamedData`.
 

@@ -114,7 +114,7 @@ class TestBatches:
 
 @contextlib.contextmanager
 def _decoding(records: Records, index: int) -> Iterator[None]:
-    """What a decoder raises becomes one line that names the record."""
+    """Turns an error of the decoder into one line that names the record."""
     with naming(records.describe(index), records.folder):
         try:
             yield
@@ -173,12 +173,12 @@ class StreamedData:
         self._next = -1
 
     def check_trains(self) -> None:
-        """Refuses a training set smaller than one batch."""
+        """Raises a `UserError` if the data set is smaller than one batch."""
         if not self.steps_per_epoch:
             raise UserError(f"{self.size} training images are fewer than one batch of {self._batch_size}")
 
     def batch(self, position: int) -> Inputs:
-        """The training batch at a position; cheap where it follows on the last one that was asked for."""
+        """The training batch at a position; fast if it follows the batch of the last call."""
         if position != self._next:
             self.close()
             self._stream = self._open(self._train, position)

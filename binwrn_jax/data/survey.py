@@ -1,4 +1,4 @@
-"""Every own image is read once before it is used: its content's hash, size and label, and whether it decodes.
+"""Reads every own image once before its use: hash of the content, size, label, and whether it decodes.
 
 The result is kept in the user's cache and read again as long as the images are the same.
 """
@@ -32,7 +32,7 @@ _DIGEST = 16  # bytes of a SHA-256: enough to tell images apart
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to know about the N images of a part.
+    """Facts about the N images of a part.
 
     Attributes:
       labels: int32 ``[N]``.
@@ -55,7 +55,7 @@ class Survey:
 
 
 def survey(source: Source) -> dict[str, Survey]:
-    """Reads all images of a source, or what is kept of an earlier reading.
+    """Reads all images of a source, or the result that an earlier call kept.
 
     Raises:
       UserError: a file cannot be read at all; broken images are no error here.

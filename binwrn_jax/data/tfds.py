@@ -70,7 +70,7 @@ class TfdsDataset:
 
     @functools.cached_property
     def builder(self) -> Any:
-        """The TFDS builder with its data on disk, prepared first where they are not.
+        """The TFDS builder; its data are prepared first if they are not on disk.
 
         Raises:
           UserError: what has to be downloaded by hand and where to put it; data that cannot be downloaded; a
@@ -101,7 +101,7 @@ class TfdsDataset:
         return TfdsRecords(self._facts, split, self.folder, serialized)
 
     def _tell_of_missing_images(self) -> None:
-        """Says once what a test error of a partly prepared data set is worth."""
+        """Warns once that the test error of a partly prepared data set is not comparable."""
         name, whole = self._facts.name, {} if self._told else self._facts.splits
         self._told = True
         if any(self.counts.get(split, 0) < whole[split] for split in whole):
@@ -136,7 +136,7 @@ class TfdsDataset:
         """Compares the files with what ``dataset_info.json`` says of them.
 
         Args:
-          decode: decode every image besides.
+          decode: also decode every image.
 
         Raises:
           UserError: a file has another number of records, ends within one, or an image cannot be decoded; the
@@ -207,9 +207,8 @@ def check_label(label: int, facts: DatasetInfo) -> None:
 def decode_record(record: bytes, facts: DatasetInfo) -> tuple[np.ndarray, int]:
     """The image, uint8 ``[H, W, C]``, and the label of a serialized tf.train.Example.
 
-    By hand and not by TFDS's features, which take 4.7 s for CIFAR-10 where this takes 3 to 4 s, check no
-    shape and no label, and need OpenCV or warn that it is missing. Of streamed data sets it is the central
-    crop.
+    TFDS's own features are not used: they are slower, check neither shape nor label, and need OpenCV or warn
+    that it is missing. For streamed data sets the image is the central crop.
 
     Raises:
       DamagedError: it cannot be decoded.

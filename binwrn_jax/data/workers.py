@@ -1,4 +1,4 @@
-"""Processes that decode images ahead of their use, by Grain: elements by position, in order."""
+"""Grain processes that decode images ahead of their use: elements by position, in order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def worker_count(workers: int) -> int:
 
 
 def stream(source: Any, start: int, workers: int, prefetch: int) -> Any:
-    """The elements of a random access source from ``start`` on, in order, made ahead of their use.
+    """The elements of a random access source from ``start`` on, in order, computed ahead of their use.
 
     Args:
       source: has ``__len__`` and ``__getitem__``.
@@ -57,7 +57,7 @@ def stream(source: Any, start: int, workers: int, prefetch: int) -> Any:
 
 
 def _init_worker(parent: int, index: int, count: int) -> None:
-    """What a worker does first: it leaves signals and accelerators to its parent, and ends with it."""
+    """Sets up a worker: it leaves signals and accelerators to its parent, and ends with it."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # the parent saves first, and then stops its workers
         signal.signal(signum, signal.SIG_IGN)
     jax.config.update("jax_platforms", "cpu")
@@ -71,7 +71,7 @@ def _init_worker(parent: int, index: int, count: int) -> None:
 
 
 def iterate_batches(iterator: Any) -> Iterator[Batch]:
-    """The elements of `stream`; what goes wrong in a worker becomes a `UserError`."""
+    """The elements of `stream`; an error in a worker becomes a `UserError`."""
     while True:
         try:
             yield _own(next(iterator))

@@ -16,8 +16,8 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.store.model import Model
 from binwrn_jax.system.files import replace_files
 
-# Largest difference of two logits, relative to the largest logit. All readers compute in float32, but sum
-# in different orders: about 1e-6 is what comes of that in the networks of the paper.
+# Largest difference of two logits, relative to the largest logit. All readers compute in float32 but sum in
+# different orders, which makes a difference of about 1e-6 in the networks of the paper.
 TOLERANCE = 1e-4
 
 
@@ -43,7 +43,7 @@ def compare(reference: np.ndarray, logits: np.ndarray) -> tuple[float, int]:
 
 
 def exact_arithmetic() -> contextlib.AbstractContextManager[Any]:
-    """JAX on the CPU: GPUs and TPUs multiply float32 with fewer bits, which would drown the comparison."""
+    """JAX on the CPU: GPUs and TPUs multiply float32 with fewer bits, which would hide real differences."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX_PLATFORMS leaves out the CPU

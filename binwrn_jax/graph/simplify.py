@@ -113,13 +113,13 @@ class _Rewriter:
         return any(rule(before, position) for rule in found)
 
     def _only_used_here(self, name: str) -> int | None:
-        """Where the operation stands that makes a value which is used once."""
+        """The index of the operation that makes a value, if the value is used once."""
         if uses(self._graph())[name] != 1:
             return None
         return next((i for i, op in enumerate(self.operations) if op.output == name), None)
 
     def _remove(self, position: int, replacement: str) -> None:
-        """Removes an operation; what used its result uses another value."""
+        """Removes an operation; its users take another value instead."""
         name = self.operations.pop(position).output
         self.operations = [
             dataclasses.replace(op, inputs=tuple(replacement if i == name else i for i in op.inputs))

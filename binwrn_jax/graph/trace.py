@@ -1,8 +1,8 @@
 """From a function of parameters and images to its graph, by the equations that JAX traces.
 
-What depends on parameters only is evaluated, whatever rule or layer made it; each other equation has a rule
-by the name of its primitive, in `elementwise`, `layout` or `windows`. What has none is refused with the
-user's file and line.
+Equations that depend on parameters only are evaluated, whichever rule or layer they come from. Every other
+equation has a rule by the name of its primitive, in `elementwise`, `layout` or `windows`. An equation without
+a rule is an error that names the user's file and line.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def trace(apply: Apply, variables: Any, image_shape: tuple[int, int, int]) -> Gr
 
 
 def _check_weights(leaves: Sequence[Any], names: Sequence[str]) -> None:
-    """A sign of NaN is a sign; nobody would see that the training has diverged."""
+    """NaN has a sign too, so its bits would hide that the training diverged."""
     for name, leaf in zip(names, leaves, strict=True):
         if len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(leaf).any():
             raise UserError(f"{name} has NaN weights: the training diverged, there is nothing to export")
@@ -117,7 +117,7 @@ def split(apply: Apply, variables: Any) -> tuple[list[Any], list[str], Callable[
 
 
 def _constants(program: Program, leaves: Sequence[Any], names: Sequence[str]) -> dict[int, Known]:
-    """What equations of the images need of the parameters, by variable."""
+    """The values that equations of the images take from the parameters, by variable."""
     known = known_variables(program)
     makers = {v: equation for equation in program.equations for v in equation.outputs}
     sources: dict[int, tuple[str, ...]] = {

@@ -56,7 +56,7 @@ def load_mat(path: Path, wanted: Callable[[str], bool], max_memory: int | None =
         64 MiB on top, more than one-bit weights and the moments of a network can need.
 
     Returns:
-      By name, what SciPy makes of them; None for those that are not wanted.
+      SciPy's values by name; None for those that are not wanted.
 
     Raises:
       UserError: there is no such file, it is no MATLAB 5 file, it is damaged, or too large.

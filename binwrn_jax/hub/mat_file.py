@@ -1,7 +1,7 @@
-"""What the released files hold: three layouts of MATLAB 5 files.
+"""The content of the released files: three layouts of MATLAB 5 files.
 
-Which layout a file has, and which network it holds, is taken from its content alone. The conventions that the
-trained weights depend on come with the layout:
+The content of a file alone tells its layout and its network. The layout determines the conventions that the
+trained weights depend on:
 
 ======================  =======  ==========  ==========================================
 layout                  padding  input ReLU  batch-norm moments

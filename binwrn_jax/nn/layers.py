@@ -213,8 +213,8 @@ def padded(x: Array, padding: Any, covered: tuple[int, ...], strides: tuple[int,
 def normalise(x: Images, groups: int, dtype: Any) -> tuple[Images, Sums, Sums]:
     """``x_hat = (x - mean) / sqrt(var + 1e-5)`` by group and channel, with ``mean`` and ``var``.
 
-    Computed in float32. The gradient is written out: derived by JAX it reads and keeps half as much again,
-    and on a CPU batch norm is most of a narrow network's step. The moments have none: they are statistics.
+    Computed in float32. The gradient is written out, since JAX's own reads and keeps half as much memory
+    again, and on a CPU batch norm is most of a narrow network's step. The moments have no gradient.
 
     Args:
       x: float32 or bfloat16.
@@ -225,7 +225,7 @@ def normalise(x: Images, groups: int, dtype: Any) -> tuple[Images, Sums, Sums]:
 
 
 def _each_image(sums: Sums, images: int) -> Float[Array, "M 1 1 C"]:
-    """Sums of groups for each of their images; those of a single group as they are, to be broadcast."""
+    """Sums of groups, repeated for each image; those of a single group stay as they are, to be broadcast."""
     return sums if len(sums) == 1 else jnp.repeat(sums, images // len(sums), axis=0)
 
 
@@ -255,16 +255,16 @@ normalise.defvjp(_normalise, _normalise_gradient)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with the statistics policy named, and moments that can be collected.
+    """Batch normalisation by global or ghost-group statistics, with moments that can be collected.
 
-    In training the batch's own moments normalise, ``x_hat = (x - mean) / sqrt(var + 1e-5)``;
-    at inference those of the collection ``batch_stats``: ``mean`` and ``var``, float32 ``[C]``.
+    In training it normalises by the batch's own moments, ``x_hat = (x - mean) / sqrt(var + 1e-5)``;
+    at inference by those of the collection ``batch_stats``: ``mean`` and ``var``, float32 ``[C]``.
     Training also updates ``batch_stats`` as running averages of momentum 0.99 (the Keras
     version's rule); where the collection ``moments`` is mutable, it receives the batch's
     ``mean`` and ``std = sqrt(var + 1e-5)`` (for the paper's rule, section 3.2.1).
 
     Attributes:
-      affine: learn a scale and an offset; without, the layer has no parameters at all.
+      affine: learn a scale and an offset; otherwise the layer has no parameters.
       ghost_size: 0 for the moments of the whole global batch; otherwise the batch is cut into
         groups of that many consecutive images, each normalised by itself, so that the result
         does not depend on the number of devices and needs no communication.

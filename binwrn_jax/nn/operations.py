@@ -1,9 +1,9 @@
 """Convolution, pooling and the sums of batch norm, and the one place that chooses what computes them.
 
-XLA's own code leaves most of a CPU unused, above all in the weight gradient. There oneDNN computes
-convolutions and pools, and code of ours the sums (docs/performance.md has the numbers): float32, and bfloat16
-where the processor multiplies it. Accelerators, several devices, and machines without oneDNN or a C++
-compiler use XLA's.
+XLA's own code leaves most of a CPU unused, above all in the weight gradient. On a CPU oneDNN computes
+convolutions and pools, and our code computes the sums (docs/performance.md has the numbers): in float32, and
+in bfloat16 where the processor multiplies it. Accelerators, several devices, and machines without oneDNN or a
+C++ compiler use XLA.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _devices: contextvars.ContextVar[int | None] = contextvars.ContextVar("devices",
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """What is traced within is for any machine: XLA's own operations only (for exported programs)."""
+    """Within it, functions are traced with XLA's own operations, which run on any machine."""
     token = _portable.set(True)
     try:
         yield
@@ -44,10 +44,10 @@ def portable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def for_devices(count: int) -> Iterator[None]:
-    """What is traced within runs on so many devices; without this, on all that JAX sees.
+    """Within it, functions are traced for this number of devices; outside, for all that JAX sees.
 
-    A run says so where it makes its mesh: one CPU device may use `binwrn_jax.nn.cpu`, several may not, for a
-    custom call does not divide over them, its operands would be gathered.
+    A run uses it when it makes its mesh. One CPU device may use `binwrn_jax.nn.cpu`, several may not: a
+    custom call does not divide over devices, so its operands would be gathered.
     """
     token = _devices.set(count)
     try:
@@ -68,7 +68,7 @@ def convolution(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps
 
     Args:
       x: images.
-      kernel: as all kernels here, ``[F, F, C_in, C_out]``.
+      kernel: ``[F_h, F_w, C_in, C_out]``.
       strides: along the two spatial axes.
       pads: zeros before and after each spatial axis, see `binwrn_jax.nn.layers.spatial_pads`.
     """
@@ -124,7 +124,7 @@ def average_pool(x: Images, pool_size: Strides, strides: Strides, pads: Pads) ->
       x: images.
       pool_size: height and width of a window.
       strides: along the two spatial axes.
-      pads: what windows reach beyond the image before and after each spatial axis.
+      pads: pixels outside the image that windows cover, before and after each spatial axis.
     """
     if _cpu_alone(x):
         return onednn_average_pool(x, pool_size, strides, pads)
@@ -167,7 +167,7 @@ onednn_average_pool.defvjp(_pool_forward, _pool_backward)
 
 
 def moments(x: Images, groups: int) -> tuple[Sums, Sums]:
-    """Mean and variance by channel and group, float32; not to be differentiated.
+    """Mean and variance by channel and group, float32; without a gradient.
 
     Args:
       x: images.

@@ -97,7 +97,7 @@ def full_precision(w: Kernel, scale: float | None = None) -> Kernel:
 def binary_connect(w: Kernel, scale: float | None = None) -> Kernel:
     """BinaryConnect (Courbariaux et al. 2015): ``W_hat = sign(W)``, no scale, straight through.
 
-    The latent weights are to be kept in [-1, 1] after each update: see `clips_latent`.
+    Clip the latent weights to [-1, 1] after each update: see `clips_latent`.
     """
     del scale
     return sign(w)
@@ -160,5 +160,5 @@ def is_one_bit(name: str) -> bool:
 
 
 def clips_latent(name: str) -> bool:
-    """Whether the rule wants its latent weights clipped to [-1, 1] after each update."""
+    """Whether the latent weights of a rule are clipped to [-1, 1] after each update."""
     return name == "binaryconnect"

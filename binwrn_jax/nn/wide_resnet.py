@@ -30,7 +30,7 @@ NORMS = ("batch", "none")
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
-# Beyond these no computer at hand would even build the network.
+# Larger networks could not be built on any computer at hand.
 MOST_LAYERS = 1202
 MOST_WEIGHTS = 2**31  # of one layer
 
@@ -120,9 +120,9 @@ class WideResNet(nn.Module):
       dtype: of the activations; parameters, moments and logits are float32.
 
     >>> import jax
-    >>> model = WideResNet(depth=8, width=0.5, num_classes=10)
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    >>> model.apply(variables, jnp.zeros((4, 8, 8, 1))).shape
+    >>> network = WideResNet(depth=8, width=0.5, num_classes=10)
+    >>> variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> network.apply(variables, jnp.zeros((4, 8, 8, 1))).shape
     (4, 10)
     """
 
@@ -211,7 +211,7 @@ class WideResNet(nn.Module):
     def _convolution(
         self, x: Images, index: int, features: int, kernel_size: int = 3, stride: int = 1
     ) -> NewImages:
-        """What the paper counts as a layer, without the batch norm before it."""
+        """A layer as the paper counts it, without the batch norm before it."""
         layer = BinaryConv(
             features,
             kernel_size,

@@ -1,1 +1,1 @@
-"""Devices, processes and signals: who computes what, and how all end together."""
+"""Devices, processes and signals: what each computes, and how all end together."""

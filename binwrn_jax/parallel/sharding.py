@@ -1,4 +1,4 @@
-"""The device mesh: the one file that knows how many devices there are and what lies where.
+"""The device mesh: the only file about the number of devices and the place of each array.
 
 There is one axis, ``data``: batches are split along it, everything else is replicated. The same
 jitted program then runs on one CPU, eight GPUs or a pod; XLA inserts the all-reduces.

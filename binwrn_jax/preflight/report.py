@@ -201,7 +201,7 @@ def preflight(
       config: a checked configuration.
       target: from `binwrn_jax.preflight.targets.open_target`.
       price: of a chip-hour, in any currency.
-      tell: is told what takes long.
+      tell: gets a line before each step that takes long.
 
     Raises:
       UserError: see `compile_step`.

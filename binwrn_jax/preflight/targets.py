@@ -1,4 +1,4 @@
-"""The machines that a step is compiled for: TPU slices, NVIDIA GPUs and CPUs, none of which need be here.
+"""The machines that a step is compiled for: TPU slices, NVIDIA GPUs and CPUs, which may be elsewhere.
 
 libtpu compiles for any TPU topology, and JAX's CUDA plug-in for any NVIDIA GPU that a text describes, on a
 machine that has neither.

@@ -1,9 +1,8 @@
 """The bytes that a compiled program moves to and from device memory, counted from its text.
 
-XLA does not count them for GPUs, and where it does it takes a batch that is selected from a data set for a
-read of the whole set. The rule here: each instruction that runs as one kernel reads its operands, or of those
-from which it selects as much as it takes, and writes its results once; what is inside a fusion stays on the
-chip.
+XLA does not count them for GPUs; elsewhere it counts a batch that is selected from a data set as a read of
+the whole set. The rule here: each instruction that runs as one kernel reads its operands (of an operand from
+which it selects, only the selection) and writes its results once. Values inside a fusion stay on the chip.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _PARAMETER = re.compile(r"^(\d+)\)")
 
-# These move nothing: they name what is there already.
+# These move nothing: they rename existing values.
 _FREE = {
     *("after-all", "bitcast", "constant", "get-tuple-element", "parameter"),
     *("partition-id", "replica-id", "tuple"),

@@ -24,8 +24,8 @@ _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
 class Checkpoints:
     """Checkpoints of a state, any tree of arrays, in ``directory``, written in the background.
 
-    The last ``keep`` are kept, and those at ``milestones`` (the cycle ends) for ever. Each has a manifest of
-    its files, which is on the disk, as they are, before Orbax gives the checkpoint its name.
+    The last ``keep`` are kept, and those at ``milestones`` (the cycle ends) for ever. Each has a manifest; it
+    and the files reach the disk before Orbax gives the checkpoint its name.
     """
 
     def __init__(self, directory: Path, keep: int, milestones: Iterable[int] = ()) -> None:
@@ -98,7 +98,7 @@ class Checkpoints:
             return self._manager.restore(step, args=self._ocp.args.PyTreeRestore(abstract, restore_args=how))
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk; raises what went wrong in the background."""
+        """Returns when everything saved is on disk; raises errors of the background thread."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class Checkpoints:
 
 
 def _remove_surplus(directory: Path, keep: int, milestones: Collection[int]) -> None:
-    """Removes checkpoints that were to go when a kill came."""
+    """Finishes removals that a kill interrupted."""
     for step in sorted(_steps(directory))[:-keep]:
         if step not in milestones:
             unnamed = directory / f"{step}.orbax-checkpoint-tmp"  # Orbax removes it if a kill comes now

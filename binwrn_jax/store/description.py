@@ -1,4 +1,4 @@
-"""What a model says of itself: the fields of ``model.json``, checked once when a model is made or opened."""
+"""The description of a model: the fields of ``model.json``, checked when a model is made or opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGEST_SIDE = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a model is, what made it and how good it is.
+    """What a model is, its origin and its error.
 
     Attributes:
       num_classes: length of its logits.

@@ -21,7 +21,7 @@ _ZEROS = "0" * 64
 
 
 class Damaged(UserError):
-    """A file or folder is not what was written: the proof that was written with it does not hold."""
+    """A file or folder has changed since it was written: its proof fails."""
 
 
 def seal(content: Mapping[str, Any]) -> str:
@@ -110,11 +110,11 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def readable(what: str, remedy: str) -> Iterator[None]:
-    """Turns whatever goes wrong in reading a checkpoint or model into one line.
+    """Turns any error of reading a checkpoint or model into one line.
 
     Args:
-      what: is read: ``model runs/1/model``.
-      remedy: what to do where its content is at fault, and not the way to it.
+      what: the object of reading, such as ``model runs/1/model``.
+      remedy: what to do if its content is damaged.
     """
     try:
         yield
@@ -123,7 +123,7 @@ def readable(what: str, remedy: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{what}: {error}") from error.__cause__
     except Exception as error:
-        # Orbax wraps what it met in a page about how it was stored.
+        # Orbax wraps the error in a page about its storage.
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.strerror:
             raise UserError(f"{what} cannot be read ({cause.strerror}: {cause.filename})") from error

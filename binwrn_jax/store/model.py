@@ -1,4 +1,4 @@
-"""A trained network to keep: the network, its variables and its description, and the folder they live in."""
+"""A model: a network, its variables and its description; and the folder that holds it."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Model:
     def save(self, directory: str | Path) -> None:
         """Writes a model folder, with a proof of each byte; an earlier model there is replaced whole.
 
-        Folders above it are made.
+        Missing parent folders are created.
 
         Raises:
           OSError: it cannot be written; an earlier model is as it was.
         """
-        # On the host a model belongs to no number of devices.
+        # Host arrays do not depend on the number of devices.
         host = jax.tree.map(np.asarray, jax.device_get(dict(self.variables)))
         fields = {"format": MODEL_FORMAT, **self.description.to_dict()}
 
@@ -80,7 +80,7 @@ class Model:
 
         Args:
           path: a model folder, or a workdir of train.py.
-          network: of a model whose network is none of this package. No code is ever read from the folder.
+          network: for a network that is not of this package. No code is ever read from the folder.
 
         Raises:
           UserError: there is no model, it is damaged or of another format, its description makes no sense,

@@ -1,4 +1,4 @@
-"""What this program needs of Orbax beside its documented interface."""
+"""Helpers for Orbax beyond its documented interface."""
 
 from __future__ import annotations
 

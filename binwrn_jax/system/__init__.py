@@ -1,1 +1,1 @@
-"""What every room needs of this computer: the user's cache folder, libraries compiled here."""
+"""Access to this computer for all rooms: writing files, the cache folder, compiled libraries."""

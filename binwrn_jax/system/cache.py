@@ -1,4 +1,4 @@
-"""Where files go that can be made again."""
+"""The cache folder, for files that can be made again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def user_cache(name: str) -> Path:
     """The folder ``binwrn_jax/NAME`` in the user's cache; it may not exist yet.
 
     The cache is XDG_CACHE_HOME, else ``.cache`` in the home folder. Values that are no absolute paths are
-    ignored, as the XDG specification demands: a shell that did not expand ``~`` makes no folder of that name.
+    ignored, as the XDG specification requires, so an unexpanded ``~`` makes no folder of that name.
     A user without a home folder (no HOME and no entry in the password file, as in many containers) gets
     ``binwrn_jax-UID`` in the folder for temporary files.
 

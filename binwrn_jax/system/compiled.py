@@ -1,4 +1,4 @@
-"""Shared libraries compiled on this computer, kept in the user's cache, and loaded only if they are ours.
+"""Shared libraries: compiled on this computer, kept in the user's cache, loaded only if unchanged and ours.
 
 A library is loaded only if its file belongs to this user, nobody else may write it, and its content has the
 hash that its name states; any other file is compiled anew. So a file that was cut, replaced or planted is
@@ -34,7 +34,7 @@ _OTHER_FOLDER = "set XDG_CACHE_HOME to a folder"
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """How a library is made.
+    """How to compile a library.
 
     Attributes:
       title: what it is, for messages: "the native runtime".
@@ -87,7 +87,7 @@ def load(library: Library) -> ctypes.CDLL:
     path = build(library)
     try:
         loaded = ctypes.CDLL(str(path.absolute()))
-    except OSError as error:  # for example a folder whose programs the system does not run
+    except OSError as error:  # for example a folder from which the system runs no programs
         raise UserError(f"cannot load {path} ({error}): {_OTHER_FOLDER} on another disk") from error
     missing = [name for name in library.symbols if not hasattr(loaded, name)]
     if missing:
@@ -139,7 +139,7 @@ def build(library: Library, folder: Path | None = None) -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Makes the folder, for this user alone, or checks the one that there is."""
+    """Creates the folder for this user alone, or checks an existing one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)

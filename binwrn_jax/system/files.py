@@ -120,9 +120,9 @@ def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def find_folder(path: Path) -> Path | None:
-    """Where the content of a folder is that `replace_folder` writes; None if there is none.
+    """The path at which a folder written by `replace_folder` can be read; None if there is none.
 
-    It is ``path`` itself, but for the instant between two renames, or after a kill in that instant.
+    It is ``path`` itself, except between two renames or after a kill between them.
     """
     if path.exists():
         return path

@@ -13,10 +13,10 @@ from binwrn_jax.training.records import Record, read_records
 
 
 class StoredRun(NamedTuple):
-    """What a work directory tells of its run.
+    """A run as its workdir records it.
 
     Attributes:
-      name: the shortest end of its path that tells it from the others.
+      name: the shortest end of its path that differs from those of the other runs.
       config: fields by dotted name.
       records: of ``metrics.jsonl``.
       finished: whether it has reached its last step.
@@ -29,10 +29,10 @@ class StoredRun(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> list[StoredRun]:
-    """Reads work directories; a run that is still going is read up to its last record.
+    """Reads workdirs; a run in progress is read up to its last record.
 
     Raises:
-      UserError: a path is no work directory, or its ``config.json`` is damaged.
+      UserError: a path is no workdir, or its ``config.json`` is damaged.
     """
     names = _short_names(paths)
     runs = []
@@ -70,7 +70,7 @@ def config_differences(runs: Sequence[StoredRun]) -> dict[str, list[Any]]:
 
 
 def overview(run: StoredRun) -> dict[str, Any]:
-    """The numbers of a run for a table; None for what it has not measured yet."""
+    """The numbers of a run for a table; None for a number that is not measured yet."""
     tests, epochs, train = (
         [r for r in run.records if r["kind"] == kind] for kind in ("eval", "epoch", "train")
     )

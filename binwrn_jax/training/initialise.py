@@ -19,7 +19,7 @@ from binwrn_jax.store.model import Model
 from binwrn_jax.training.optimizer import AverageState
 from binwrn_jax.training.state import TrainState
 
-# What no shape tells, and trained weights depend on.
+# Trained weights depend on these fields, and shapes do not show them.
 CONVENTIONS = ("padding", "input_relu", "plain")
 
 _log = logging.getLogger("binwrn_jax")

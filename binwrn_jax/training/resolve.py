@@ -1,4 +1,4 @@
-"""What follows from a configuration and the facts of its data set; no device, no disk, no side effect."""
+"""A run, derived from its configuration and the facts of its data set: no device, no disk, no side effect."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MOST_STEPS = 2**31 - 1  # int32 counts them
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedRun:
-    """Everything that the training loop, preflight and the paper's tables need to know of a run.
+    """All facts of a run for the training loop, preflight and the paper's tables.
 
     Attributes:
       config: all fields, checked.
       dataset: facts about the data set.
       network: the Flax module.
-      recipe: what is done with images, targets and loss.
+      recipe: see `binwrn_jax.training.recipes.Recipe`.
       optimizer: the optax transformation, with the schedule in it.
       learning_rate: step to rate.
       steps_per_epoch: whole batches in the training split.
@@ -55,7 +55,7 @@ class ResolvedRun:
 
 
 def resolve(config: ConfigDict, dataset: DatasetInfo, train_images: int | None = None) -> ResolvedRun:
-    """Checks a configuration and works out what follows from it.
+    """Checks a configuration and derives the run from it.
 
     Args:
       config: see `binwrn_jax.training.config.base_config`.

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: devices, data, network, state, log and compiled programs."""
+"""Sets up a run before its first step: devices, data, network, state, log and compiled programs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Programs:
 
 @dataclasses.dataclass
 class TrainingRun:
-    """What the loop, the evaluations and the end of a run share.
+    """The state that the loop, the evaluations and the end of a run share.
 
     Attributes:
       resolved: everything that follows from the configuration.
@@ -114,12 +114,12 @@ def open_run(
       workdir: folder of the run, which this job holds.
       progress: tells the user.
       stop: of this process; several processes vote.
-      resources: gets what is to be closed, however the run ends.
+      resources: gets everything that must be closed when the run ends.
 
     Raises:
-      UserError: whatever the user can mend; nothing has been written then.
+      UserError: an error that the user can mend; nothing has been written then.
     """
-    # The devices, and what has to divide over them.
+    # The devices, and the batch that divides over them.
     mesh = sharding.make_mesh(config.devices)
     resources.enter_context(operations.for_devices(mesh.size))
     sharding.check_batch(config.batch_size, config.model.ghost_size, config.accumulate)
@@ -127,7 +127,7 @@ def open_run(
     if distributed.process_count() > 1:
         stop.vote = distributed.StopVote(mesh, lag=IN_FLIGHT)
 
-    # The data, and what follows from them and the configuration.
+    # The data, and the run derived from them and the configuration.
     dataset, data, test_data, validation_data = _open_data(config, mesh)
     resources.callback(data.close)
     resolved = with_teacher(resolve(config, dataset.info, data.size))
@@ -135,7 +135,7 @@ def open_run(
     # The state: fresh, of another model, or where an earlier process stopped. From here on files are written.
     state, checkpoints, resumed = _open_state(resolved, dataset.manifest(), mesh, workdir, resources)
 
-    # What the run tells.
+    # The log and the progress line.
     step, environment = int(state.step), describe_environment()
     log = _open_log(config, workdir, step, environment)
     resources.callback(log.close)

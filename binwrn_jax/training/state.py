@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the keys that are derived rather than carried."""
+"""The state that training carries from step to step, and the random keys derived from the step."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _PREPARE = 1_000_000
 
 
 class Batch(NamedTuple):
-    """What the gradients are taken of: ``images`` and ``targets`` of a recipe, ``labels`` int32 ``[N]``."""
+    """The input of a gradient: ``images`` and ``targets`` of a recipe, ``labels`` int32 ``[N]``."""
 
     images: jax.Array
     targets: Any
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What one batch gives: ``grads`` like params; new ``batch_stats``; mean ``loss``; wrong ``errors``."""
+    """Of a batch: ``grads`` like params; new ``batch_stats``; mean ``loss``; number of ``errors``."""
 
     grads: Any
     batch_stats: Any

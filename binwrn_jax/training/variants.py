@@ -30,7 +30,7 @@ PAPER: dict[str, dict[str, Any]] = {
     },
     "bf16": {"model.dtype": "bfloat16"},
 }
-# Ways of training that are not in the paper; the values are those of the papers named in docs/recipes.md.
+# Recipes that are not in the paper, with the values of the papers that docs/recipes.md names.
 RECIPES: dict[str, dict[str, Any]] = {
     "smooth": {"recipe.label_smoothing": 0.1},
     "mixup": {"recipe.mixup": 0.2},

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and whether there is room."""
+"""The workdir of a run: its owner, its configuration, and room on its disk."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _log = logging.getLogger("binwrn_jax")
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Makes the folder and holds it for this job: two runs in one would spoil each other's files.
+    """Creates the workdir and locks it for this job, since two runs would overwrite each other's files.
 
     A folder made here in which nothing was written is removed again.
 
@@ -59,7 +59,7 @@ def locked(workdir: Path) -> Iterator[None]:
         processes.
     """
     with _locked_by_first(workdir) if distributed.is_primary() else contextlib.nullcontext():
-        # What process 0 has written there, the others must find there.
+        # The other processes must find what process 0 has written there.
         lock = workdir / ".lock"
         token = distributed.broadcast_from_primary(lock.read_text)
         deadline = time.monotonic() + SHARED_SECONDS
@@ -166,7 +166,7 @@ def claim_workdir(
 
 
 def _check_same_images(path: Path, manifest: Mapping[str, Any] | None) -> None:
-    """Refuses to go on with other images than those that a run has begun with.
+    """Refuses images that have changed since the run began.
 
     Raises:
       UserError: the hash of the images and their splits is another one.
@@ -188,7 +188,7 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def check_disk(workdir: Path, state: TrainState, kept: int) -> None:
-    """Refuses to start where the checkpoints could not be written.
+    """Refuses to start without room for the checkpoints.
 
     Args:
       workdir: of the run.

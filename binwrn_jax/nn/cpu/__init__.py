@@ -52,7 +52,7 @@ _log = logging.getLogger("binwrn_jax")
 def conv_forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Maps:
     """The convolution, as `binwrn_jax.nn.operations.convolution` says, of float32 or of bfloat16.
 
-    Neither it nor its gradients depend on what else the machine does. `conv_weight_gradient` is summed in
+    The load of the machine does not change the result or its gradients. `conv_weight_gradient` is summed in
     as many parts as XLA has threads, so on another number of cores it may be rounded otherwise.
     """
     size = [
@@ -63,12 +63,12 @@ def conv_forward(x: Images, kernel: Kernel, strides: Strides, pads: Pads) -> Map
 
 
 def conv_input_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, pads: Pads) -> Images:
-    """The cotangent of ``x``, of which only the shape counts; ``g`` is that of `conv_forward`'s result."""
+    """The cotangent of ``x``, whose values are not used; ``g`` is that of `conv_forward`'s result."""
     return _convolve("conv_input_gradient", x.shape, g, kernel, strides, pads)
 
 
 def conv_weight_gradient(x: Images, kernel: Kernel, g: Maps, strides: Strides, pads: Pads) -> Kernel:
-    """The cotangent of ``kernel``, of which only the shape counts."""
+    """The cotangent of ``kernel``, whose values are not used."""
     return _convolve("conv_weight_gradient", kernel.shape, x, g, strides, pads)
 
 
@@ -167,7 +167,7 @@ def _has_system_onednn() -> bool:
 
 
 def _description() -> compiled.Library:
-    """How the library is made.
+    """How to compile the library.
 
     Raises:
       UserError: there is no C++ compiler, or no oneDNN.
