@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The extra of pyproject.toml that brings a module which the core does without.
+# The extra of pyproject.toml that installs an optional module.
 EXTRAS = {
     "array_record": "data",
     "cv2": "imagenet",
@@ -71,7 +71,7 @@ class JobFailure(Exception):
 
 
 class Failure(NamedTuple):
-    """What a program says about an exception, and how it ends.
+    """The message and the exit code of a program after an exception.
 
     Attributes:
       message: one line.
@@ -110,7 +110,7 @@ def _install_hint(error: ModuleNotFoundError) -> str | None:
 
 
 def printable(text: str) -> str:
-    r"""Text from a file, a name or a message as it may go to a terminal, on one line.
+    r"""Text from a file, a name or a message made safe for a terminal, on one line.
 
     Control characters, line ends, bidirectional marks and undecodable bytes of file names become escapes.
 
@@ -136,7 +136,7 @@ def explain(error: BaseException) -> Failure:
     """The line and the exit code of an exception that ends a program.
 
     Full disks, unusable paths, missing extras and settings that JAX refuses are errors of the user, wherever
-    they show; what is left is a fault of the program, to be reported.
+    they appear; all others are faults of the program, which should be reported.
     """
     if isinstance(error, UserError):
         return Failure(str(error), 2)

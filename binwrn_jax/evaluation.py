@@ -93,7 +93,7 @@ def metric_sums(logits: Float[Array, "N classes"], labels: Int[Array, " N"], mas
 
     Args:
       logits: ``[N, classes]``.
-      labels: ``[N]``, in [0, classes); what has another one is counted as wrong, with a loss of NaN.
+      labels: ``[N]``, in [0, classes); an example with another label counts as wrong, with a loss of NaN.
       mask: ``[N]``, False at the padding of a last batch.
 
     Returns:
@@ -201,14 +201,14 @@ def measure(
     Args:
       predictor: see `open_model`.
       data: images and labels of the model's shape and classes. Over several crops of an image the softmax is
-        averaged (section 3.3), and what counts as its logits are those of the average.
+        averaged (section 3.3); its logits are those of the average.
       batch_size: images per call of the predictor, fewer where they have several crops.
-      progress: is told how far it has come, a line after each batch.
+      progress: gets a line after each batch.
 
     Returns:
-      ``(result, logits, labels)``: what `binwrn_jax.evaluation.summarise` gives, with ``seconds`` for all and
-      ``images_per_s`` of the whole batches after the first one, which compiles (of all where there is
-      no other); logits float32 ``[N, classes]``; labels int32 ``[N]``.
+      ``(result, logits, labels)``: the result of `binwrn_jax.evaluation.summarise`, with ``seconds`` for all
+      and ``images_per_s`` of the whole batches after the first one, which compiles (of all where there is no
+      other); logits float32 ``[N, classes]``; labels int32 ``[N]``.
 
     Raises:
       UserError: there are no images, or labels outside the classes of the model.
@@ -278,7 +278,7 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How often each class was taken for which.
+    """How often each class was predicted for each true class.
 
     Args:
       logits: ``[N, classes]``.

@@ -1,4 +1,4 @@
-"""Own images as a `Dataset`: looked through, divided into splits, resized by one rule.
+"""Own images as a `Dataset`: surveyed, divided into splits, resized by one rule.
 
 dataset = open_own(FolderSource("flowers"), ImageOptions(size=32))
 dataset.info.splits                      # {'train': 1600, 'validation': 200, 'test': 200}
@@ -30,7 +30,7 @@ from binwrn_jax.errors import UserError, printable
 log = logging.getLogger(__name__)
 
 STREAM = ("auto", "yes", "no")
-MOST_BYTES_ON_DEVICES = 1e9  # of all splits as pixels; what is larger is streamed, unless told otherwise
+MOST_BYTES_ON_DEVICES = 1e9  # of all splits as pixels; larger data sets are streamed by default
 _MOST_NAMED = 3  # broken images in a message
 
 
@@ -42,8 +42,8 @@ class OwnDataset:
       options: how they are read.
 
     Attributes:
-      surveys: what was found out about each image, by part.
-      unlabelled: parts that are left out, as none of their images has a label.
+      surveys: facts about each image, by part.
+      unlabelled: parts that are left out, since none of their images has a label.
       division: which image is in which split.
 
     Raises:
@@ -85,7 +85,7 @@ class OwnDataset:
         )
 
     def manifest(self) -> dict[str, Any]:
-        """See `Dataset`: the rule, the numbers, a hash of which image is where, and those left out."""
+        """See `Dataset`: the rule, the numbers, a hash of the division, and the images left out."""
         return {
             "dataset": self.source.name,
             "splits": dict(self.info.splits),
@@ -141,7 +141,7 @@ class OwnDataset:
         return OwnRecords(self.source, self.info, chosen)
 
     def _warn_of_overlaps(self) -> None:
-        """Says how many images of other splits are training images too: they measure nothing."""
+        """Warns how many images of other splits are training images too, and so measure nothing."""
         contents = {}
         for split, (part, indices) in self.division.items():
             contents[split] = {row.tobytes() for row in self.surveys[part].digests[indices]}
@@ -214,7 +214,7 @@ class OwnRecords:
         return self._source.describe(*self._chosen[index])
 
     def naming(self, index: int) -> _Naming:
-        """A context in which whatever goes wrong becomes one line that names the image."""
+        """A context that turns any error into one line that names the image."""
         return _Naming(self, index)
 
 
@@ -236,7 +236,7 @@ class _Naming:
 
 
 def to_picture(image: bytes | np.ndarray, info: DatasetInfo) -> bytes | np.ndarray:
-    """An image as stored in the channels of the data set, for `binwrn_jax.data.images.cut`.
+    """A stored image in the channels of the data set, for `binwrn_jax.data.images.cut`.
 
     Raises:
       ValueError: an array of other channels; Pillow raises other errors.

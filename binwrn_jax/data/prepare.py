@@ -1,7 +1,7 @@
 """Preparing data sets with TFDS, as ArrayRecord and without TensorFlow.
 
-What TFDS 4.9.10 offers in public would import TensorFlow. These names of it are private or belong to its
-modules, and are replaced while a data set is prepared, each for the reason given:
+The public functions of TFDS 4.9.10 would import TensorFlow. While a data set is prepared, these names, which
+are private or belong to its modules, are replaced, each for the reason given:
 
 * ``core.download.extractor.tf``, ``core.shuffle.tf`` and ``tf`` of the builder's own module: they open, list
   and remove local files through TensorFlow; plain Python does the same.
@@ -9,7 +9,7 @@ modules, and are replaced while a data set is prepared, each for the reason give
   arrays become PNGs through TensorFlow, PIL images through PIL.
 * ``core.utils.jpeg_cmyk_to_rgb`` and ``png_to_jpeg``: 23 images of ImageNet are encoded anew by TensorFlow.
 * ``core.download.downloader._open_with_requests`` and ``MAX_RETRIES``: TFDS waits for ever for a server that
-  does not answer, and no option of it sets a time limit.
+  does not answer, and has no option for a time limit.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _IMAGENET_COMMON = "tensorflow_datasets.datasets.imagenet2012.imagenet_common"
 
 
 def _check_manual_downloads(info: DatasetInfo, manual: str) -> None:
-    """Says what has to be downloaded by hand, if something has and is not there."""
+    """Raises a `UserError` that names the files to download by hand, if they are missing."""
     where, files = MANUAL_DOWNLOADS.get(info.name, ("", {}))
     missing = [file for file in files if not os.path.exists(os.path.join(manual, file))]
     if missing:
@@ -68,7 +68,7 @@ def prepare(info: DatasetInfo, root: str, manual_dir: str | None) -> Any:
       manual_dir: folder of the files that were downloaded by hand; None is ``<root>/downloads/manual``.
 
     Raises:
-      UserError: what has to be downloaded by hand and where to put it, or why it cannot be prepared.
+      UserError: with the files to download by hand and their folder, or the reason why it cannot be prepared.
     """
     if is_remote(root):
         raise UserError(
@@ -151,7 +151,7 @@ def _quiet(quiet: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_tensorflow(builder: Any) -> Iterator[None]:
-    """Lets TFDS prepare a data set without TensorFlow, and notice within a minute that there is no network.
+    """Lets TFDS prepare a data set without TensorFlow, and detect a missing network within a minute.
 
     TFDS 4.9.10 reads ArrayRecord without TensorFlow, but while it prepares it calls it to open and list files
     (in its extractor, in its shuffler, which sorts more than 1 GB through 1000 temporary files, and in many

@@ -30,7 +30,7 @@ from binwrn_jax.system.cache import user_cache
 
 
 class Shard(NamedTuple):
-    """What is read of one file: records ``skip`` to ``skip + take - 1``. array_record takes it as it is."""
+    """The part of one file to read, as array_record takes it: records ``skip`` to ``skip + take - 1``."""
 
     filename: str
     skip: int
@@ -44,7 +44,7 @@ class SerializedRecords(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """The records at these indices, in this order; raises what the files' readers do."""
+        """The records at these indices, in this order; raises the errors of the files' readers."""
         ...
 
 
@@ -125,7 +125,7 @@ def parse(record: bytes, image: str = "image", label: str = "label") -> tuple[by
 
 
 def allow_open_files() -> None:
-    """Lets this process, and those it starts, have as many files open as the system allows at all."""
+    """Raises the limit of open files for this process and its children to the system's maximum."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -231,7 +231,7 @@ def _file_size(path: Any) -> int:
     """Bytes of a file, local or remote."""
     if is_remote(path):
         return int(path.stat().length)
-    return os.stat(path).st_size  # etils looks the owner's name up besides, and not every owner has one
+    return os.stat(path).st_size  # etils also looks up the owner's name, and not every owner has one
 
 
 def _scan(path: Any, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What was understood of own images, in lines for a person, before anything is trained."""
+"""Lines for a person about own images, before anything is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where own images come from: what a folder, a file of arrays or another library's data set has in common."""
+"""The interface of all sources of own images: folders, files of arrays, other libraries' data sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTS = {
 
 
 class Source(Protocol):
-    """Labelled images as a user has them. It can be pickled, to be sent to worker processes.
+    """A user's labelled images. It can be pickled, to be sent to worker processes.
 
     Attributes:
       name: as the user writes it: ``'folder:PATH'``.
@@ -24,7 +24,7 @@ class Source(Protocol):
       class_names: names of the classes, by label.
       sizes: number of images of each part that there is: ``'train'`` and maybe ``'validation'``, ``'test'``.
       fingerprint: changes whenever the images do; '' if that cannot be told.
-      notes: what was understood, one line each.
+      notes: facts for the user, one line each.
     """
 
     name: str

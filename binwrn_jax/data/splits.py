@@ -17,7 +17,7 @@ class Slice(NamedTuple):
 
 
 def parse_split(name: str, sizes: Mapping[str, int], split: str) -> list[Slice]:
-    """The parts of splits that a description such as ``'train[:10%]+extra'`` stands for.
+    """The parts of splits that a description such as ``'train[:10%]+extra'`` names.
 
     Args:
       name: of the data set, for messages.

@@ -1,9 +1,9 @@
 """Data sets too large for memory: batches decoded by worker processes, by position.
 
-An element of the pipeline is this process's share of a whole global batch, made from its position alone:
-which records, from (seed, epoch); how each is cropped, from (seed, epoch, record). So neither the number of
-processes nor that of workers changes a pixel, and to resume at a step is to begin at that position. Grain
-hands the positions to the workers in turn and gives the batches back in order through shared memory.
+An element of the pipeline is this process's share of a global batch. Its position alone determines it: seed
+and epoch choose the records; seed, epoch and record choose each crop. So the number of processes and workers
+changes no pixel, and a resumed run begins at the position of its step. Grain hands the positions to the
+workers in turn and returns the batches in order through shared memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from binwrn_jax.data.workers import Batch, iterate_batches, stream, worker_count
 from binwrn_jax.errors import UserError
 from binwrn_jax.parallel import sharding
 
-# Grain wants to know the number of elements; training has no last position.
+# Grain requires a number of elements; training has no last position.
 _ENDLESS = 1 << 40
 
 _order = functools.lru_cache(maxsize=2)(epoch_order)  # two: positions around the end of an epoch
@@ -39,7 +39,7 @@ class TrainBatches:
       records: of the split.
       info: of the data set.
       batch_size: of the global batch.
-      rows: the rows of the global batch that are wanted; those beyond its end are padding.
+      rows: the rows of the global batch to return; rows beyond its end are padding.
       seed: seeds the order and the augmentation.
       augmentation: its crop is made here, see `binwrn_jax.data.jpeg.BOXES`; the rest on the device.
     """

@@ -1,4 +1,4 @@
-"""Flax variables of a packed network, to go on training from.
+"""Flax variables of a packed network, for further training.
 
 The network is traced with parameters of our choice. Its graph then says which parameters each number of the
 file comes from, and by what factors.
@@ -29,9 +29,9 @@ _SLOPE = (_VAR + BN_EPSILON) ** -0.5
 def unfold(network: WideResNet, file: Graph) -> Variables:
     """Variables of a network that give the logits of a packed file.
 
-    The latent weights are -s and +s: their signs are those of the file, how far each was from changing
-    its sign is lost. BN moments come out as they were; where a layer also learned a scale and an
-    offset, one multiply-add cannot tell them from the moments: they become 1 and 0.
+    The latent weights are -s and +s: the file has their signs but not their magnitudes. BN moments are
+    restored. If a layer also learned a scale and an offset, one multiply-add cannot separate them from the
+    moments; they become 1 and 0.
 
     Args:
       network: that the file names, in float32.

@@ -21,7 +21,7 @@ Sizes = Mapping[str, int]
 
 
 class Inexpressible(Exception):
-    """What an equation does has no counterpart in a graph; the message says why."""
+    """An equation has no counterpart in a graph; the message says why."""
 
 
 def axes_of(letters: Iterable[str], sizes: Sizes) -> Axes:
@@ -76,7 +76,7 @@ def broadcast(axes: Axes, sizes: Sizes, shape: Sequence[int], dimensions: Sequen
 
 
 def channels(constant: np.ndarray, axes: Axes, sizes: Sizes) -> np.ndarray:
-    """A constant that meets an array with ``axes``, by channel: float64 ``[C]``.
+    """A constant combined with an array with ``axes``, by channel: float64 ``[C]``.
 
     Raises:
       Inexpressible: it differs between pixels or images.
@@ -92,7 +92,7 @@ def channels(constant: np.ndarray, axes: Axes, sizes: Sizes) -> np.ndarray:
 
 
 def images(constant: np.ndarray, axes: Axes, sizes: Sizes) -> np.ndarray:
-    """A constant that meets an array with ``axes``, as ``[N, H, W, C]``, of length 1 where it does not vary.
+    """A constant combined with an array with ``axes``: ``[N, H, W, C]``, of length 1 where it does not vary.
 
     Raises:
       Inexpressible: it differs along an axis that repeats.

@@ -1,4 +1,4 @@
-"""A graph in the making: values with the axes of their arrays, and what brings them to one layout."""
+"""Builds a graph: values with the axes of their arrays, and operations that bring them to one layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from binwrn_jax.graph.operations import INPUT, Operation, Shape
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """An array that depends on the images: the name of a value of the graph, and what its axes are."""
+    """An array that depends on the images: the name of a value of the graph, and its axes."""
 
     name: str
     axes: Axes
@@ -139,7 +139,7 @@ class Builder:
         return found
 
     def aligned(self, values: Sequence[Value], one_pixel: bool = False) -> tuple[list[Value], Axes]:
-        """Values that meet in one operation, broadcast to one shape and layout.
+        """The operands of one operation, broadcast to one shape and layout.
 
         Args:
           values: their arrays have the same shape.

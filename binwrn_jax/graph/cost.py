@@ -1,4 +1,4 @@
-"""What a step costs: operations counted from the equations of a network, whatever it is."""
+"""The cost of a step: operations counted from the equations of any network."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from binwrn_jax.parallel.hardware import peak
 def multiply_adds(apply: Callable[[Any, Any], Any], variables: Any, image_shape: tuple[int, int, int]) -> int:
     """Multiply-adds of all convolutions and matrix products in one forward pass of one image.
 
-    The border counts as if it were computed, zeros included, as is usual. What is neither (batch norm, ReLU,
-    pools, sums) is not counted: matrix units do none of it. What depends on parameters only is computed once
-    for all images and is not counted either.
+    As usual the border counts with its zeros. Other operations (batch norm, ReLU, pools, sums) are not
+    counted, since matrix units do not compute them, nor are operations on parameters alone, which are
+    computed once for all images.
 
     Args:
       apply: ``apply(variables, images)``, any traceable function of uint8 ``[N, H, W, C]``.

@@ -73,7 +73,7 @@ class Equation:
         return dtype
 
     def location(self) -> str:
-        """Where the user's code asks for this: ``'tanh of mish in Head.f (net.py:12), module Head_0'``."""
+        """The place in the user's code: ``'tanh of mish in Head.f (net.py:12), module Head_0'``."""
         frame = _user_frame(self.trail)
         nested = next((_function_of(e) for e in self.trail[:-1] if _is_library(_function_of(e)[1])), None)
         of = f" of {nested[0]}" if nested else ""
@@ -161,7 +161,7 @@ class _Inliner:
         return tuple(read(atom) for atom in jaxpr.outvars)
 
 
-# --- where an equation comes from ---------------------------------------------------------------------------
+# --- the source of an equation ------------------------------------------------------------------------------
 
 
 def _library_folders() -> tuple[str, ...]:
@@ -179,9 +179,9 @@ def _is_library(file: str) -> bool:
 def _user_frame(trail: Sequence[JaxprEqn]) -> tuple[str, str, int] | None:
     """Function, file and line of the user's code that an equation comes from.
 
-    JAX traces a jitted function once and keeps the lines of that one call. What stands in a jitted function
-    of a library is therefore reported where the user called it, and what stands in one of the user's where it
-    stands.
+    JAX traces a jitted function once and keeps the lines of that one call. So an equation in a jitted
+    function of a library is reported at the user's call, and an equation in a function of the user at its own
+    line.
     """
     for depth in range(len(trail), 0, -1):
         if any(_is_library(_function_of(eqn)[1]) for eqn in trail[: depth - 1]):
@@ -203,9 +203,9 @@ def _function_of(eqn: JaxprEqn) -> tuple[str, str]:
     return name, place.rpartition(":")[0]
 
 
-# --- what depends on parameters only ------------------------------------------------------------------------
+# --- values that depend on parameters only ------------------------------------------------------------------
 
-# Numbers by channel are computed in float64 and rounded once; everything else as the network computes it.
+# Numbers by channel are computed in float64 and rounded once; all others as the network computes them.
 _ARITHMETIC = frozenset(("add", "sub", "mul", "div", "sqrt", "rsqrt", "neg", "integer_pow", "square"))
 _ANY_DTYPE = frozenset(("reshape", "broadcast_in_dim", "squeeze", "transpose", "expand_dims", "copy"))
 

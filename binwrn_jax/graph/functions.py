@@ -1,8 +1,8 @@
-"""Functions of one number that a graph has by name, and how they are found among arithmetic.
+"""Functions of one number that a graph has by name, and a way to find them among arithmetic.
 
-A network computes GELU, for example, by eight equations, which differ between libraries and versions. Where a
-value follows from one earlier value number by number, that function is compared with the ones known here, on
-a grid.
+A network computes GELU, for example, by eight equations, which differ between libraries and versions. Where
+each number of a value depends on one number of an earlier value, that function is compared on a grid with
+those of this module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-# Exactly what the names mean, in float64; runtimes follow them.
+# The definitions of the names, in float64; runtimes follow them.
 FUNCTIONS: dict[str, Function] = {
     "sigmoid": sigmoid,
     "tanh": np.tanh,
@@ -81,7 +81,7 @@ Curves = dict[str, Curve]  # by the earlier value, the latest first
 def recognise(operations: Sequence[Operation], shapes: dict[str, Shape], output: str) -> list[Operation]:
     """The operations with all functions by name, and the sums over windows as average pools.
 
-    Those of kind ``primitive`` that are left belong to no function known here.
+    Remaining operations of kind ``primitive`` belong to no function of this module.
     """
     result: list[Operation] = []
     curves: dict[str, Curves] = {}
@@ -92,7 +92,7 @@ def recognise(operations: Sequence[Operation], shapes: dict[str, Shape], output:
 
 
 def _curves(operation: Operation, curves: dict[str, Curves]) -> Curves:
-    """What a value is on the grid, as a function of itself and of each earlier value that it follows from."""
+    """A value on the grid, as a function of itself and of each earlier value on which it depends."""
     own: Curves = {operation.output: Curve(GRID, True)}
     inputs = [curves.get(name, {name: Curve(GRID, True)}) for name in operation.inputs]
     function = _function_of(operation)

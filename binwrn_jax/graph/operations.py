@@ -1,4 +1,4 @@
-"""A network as a list of operations: what tracing gives, what exporters and runtimes take.
+"""A network as a list of operations: the result of tracing, the input of exporters and runtimes.
 
 Values are images ``[N, H, W, C]``, float32, each with a name; ``'image'`` is the input, 0..255. Features
 without pixels, such as the logits, are images of 1 x 1 pixel.

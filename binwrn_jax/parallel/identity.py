@@ -1,4 +1,4 @@
-"""Which process of a job this is."""
+"""The identity of this process in its job."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Private names of JAX, as there are no public ones. `global_state` says who this process is before devices
-# are in use (`jax.process_index` would start them). `ClusterEnv` says what `jax.distributed.initialize` would
-# find, which must be known before the latter waits for the other processes in silence.
+# Private names of JAX, since there are no public ones. `global_state` has the index of this process before
+# devices are in use (`jax.process_index` would start them). `ClusterEnv` has the job that
+# `jax.distributed.initialize` would find, before that function waits silently for the other processes.
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 
@@ -59,7 +59,7 @@ class Place:
 
 
 def process_index() -> int:
-    """Which process this is; 0 where there is one."""
+    """Index of this process; 0 if it is the only one."""
     return global_state.process_id
 
 
@@ -74,7 +74,7 @@ def is_primary() -> bool:
 
 
 def find_place(processes: Processes) -> Place | None:
-    """What the flags say or, where none is given, a TPU pod, SLURM, Open MPI or Kubernetes; None: no job.
+    """The job by the flags or, without flags, by a TPU pod, SLURM, Open MPI or Kubernetes; None for no job.
 
     Raises:
       UserError: some but not all of the flags are given, or they make no sense.

@@ -1,10 +1,10 @@
 """Several processes as one job: they find each other, decide together, and end together.
 
 A TPU pod has a process for each host, a GPU cluster one for each host or each GPU. All run the same
-program; process 0 alone writes what is not a checkpoint. What they tell each other here (few words) goes
-through the key-value store of JAX's coordination service, which lives in process 0.
+program; process 0 alone writes all files but checkpoints. Their messages (few words) go through the key-value
+store of JAX's coordination service, which runs in process 0.
 
-With one process, every function here does the obvious at once.
+With one process every function of this module returns at once.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ _calls = itertools.count()
 
 
 def initialize(processes: Processes = Processes()) -> Watch | None:  # noqa: B008, immutable
-    """Joins the processes of the job; to be called before any use of a device.
+    """Joins the processes of the job; call it before any use of a device.
 
-    With nothing given, JAX looks for a TPU pod, SLURM, Open MPI or Kubernetes; where there is none, or it
-    has started one process only, this process is the whole job. While one is missing, a line says which.
+    Without flags JAX looks for a TPU pod, SLURM, Open MPI or Kubernetes; where there is none, or it
+    has started one process only, this process is the whole job. While processes are missing, a line names
+    them.
 
     Returns:
       The watch over the other processes; None where there are none.
@@ -101,9 +102,9 @@ def _join_jax(place: Place, timeout: float) -> None:
 
 @contextlib.contextmanager
 def job(processes: Processes = Processes()) -> Iterator[None]:  # noqa: B008, immutable
-    """Joins the job, and ends with it: where one process fails or dies, all end, with its message.
+    """Joins the job, and ends with it: if one process fails or dies, all end with its message.
 
-    The exit code of all is 2 where a process met a `UserError` and 1 where one failed otherwise or died.
+    All exit with code 2 after a `UserError` of a process, and with 1 after another failure or a death.
     """
     watch = initialize(processes)
     if watch is None:
@@ -132,9 +133,9 @@ def _leave(watch: Watch) -> None:
 
 
 def broadcast_from_primary(function: Callable[[], Any]) -> Any:
-    """What ``function`` returns in process 0, in all processes; the others do not run it.
+    """Runs ``function`` in process 0 alone and returns its result in all processes.
 
-    Every process must come here, in the same order of calls.
+    Every process must make the same calls in the same order.
 
     Args:
       function: returns a value that JSON can carry (tuples become lists). If it raises, the job ends.
@@ -152,7 +153,7 @@ def broadcast_from_primary(function: Callable[[], Any]) -> Any:
 
 
 def primary_first(function: Callable[[], Any]) -> Any:
-    """Runs ``function`` in process 0, then in the others, which find on disk what it has left there."""
+    """Runs ``function`` in process 0, then in the others, which find its files on disk."""
     if is_primary():
         value = function()
         broadcast_from_primary(lambda: None)
@@ -162,12 +163,12 @@ def primary_first(function: Callable[[], Any]) -> Any:
 
 
 class StopVote:
-    """Signals of single processes made a decision of all, at the same step.
+    """Turns signals of single processes into a decision of all, at the same step.
 
     Called once a step by every process with the number of the signal that came to it (0: none), gives
     the same answer to all: a signal that some process had ``lag`` calls ago, or 0. Each call sends a maximum
     over one number per device through the devices, behind the steps under way, and reads the one of
-    ``lag`` calls ago, which is there already: nobody waits.
+    ``lag`` calls ago, which is there already, so no process waits.
 
     Args:
       mesh: of all devices.

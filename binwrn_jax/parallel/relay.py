@@ -1,7 +1,7 @@
 """A port of this machine in the place of process 0's coordination service.
 
-JAX's client of that service ends its process with a page of C++ in the moment in which the connection breaks.
-Through this relay it notices nothing of that, and `binwrn_jax.parallel.watch` ends the process with a line.
+JAX's client of that service ends its process with a page of C++ as soon as the connection breaks. This relay
+hides the break from it, and `binwrn_jax.parallel.watch` ends the process with one line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CONNECT_SECONDS = 60.0
 
 
 def open_relay(host: str, port: int) -> int:
-    """Listens on a free port of this machine and passes all that comes on to ``host:port``, and back.
+    """Listens on a free port of this machine and forwards all data to ``host:port`` and back.
 
     Returns:
       The port. The relay ends with the process.
@@ -50,7 +50,7 @@ def _connect(near: socket.socket, host: str, port: int) -> None:
 
 
 def _pass_on(source: socket.socket, target: socket.socket, tell_the_end: bool) -> None:
-    """Copies until the source ends; the end of the service is kept from the client."""
+    """Copies until the source ends; hides the end of the service from the client."""
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             target.sendall(data)

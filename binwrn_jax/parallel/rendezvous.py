@@ -1,4 +1,4 @@
-"""The processes of a job meet: each knows who is missing, says so, and keeps a connection to process 0.
+"""The meeting of a job's processes: each prints which are missing and keeps a connection to process 0.
 
 Process 0 listens where JAX's coordination service will listen afterwards. The connections stay open for the
 length of the job, see `binwrn_jax.parallel.watch`: the system closes them when a process dies.
@@ -36,7 +36,7 @@ class Line:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def send(self, message: Any) -> None:
-        """Sends one message; a connection that is broken is left to the reader."""
+        """Sends one message; leaves a broken connection to the reader."""
         with contextlib.suppress(OSError):
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
@@ -62,7 +62,7 @@ class Line:
 
 
 class _Announcer:
-    """Prints who is missing, now and then, and ends the waiting at the time limit."""
+    """Prints the missing processes now and then, and ends the waiting at the time limit."""
 
     def __init__(self, place: Place, timeout: float) -> None:
         self._place, self._timeout = place, timeout
@@ -156,7 +156,7 @@ def _close_unless_kept(line: Line, kept: list[Line]) -> None:
 
 
 def _greeted(place: Place, line: Line, lines: dict[int, Line]) -> bool:
-    """Reads what a process says first; False where its connection is of no use."""
+    """Reads the first message of a process; False if its connection is useless."""
     messages = line.receive()
     if messages is None:
         return False
@@ -170,7 +170,7 @@ def _greeted(place: Place, line: Line, lines: dict[int, Line]) -> bool:
 
 
 def _join(place: Place, announcer: _Announcer) -> Line:
-    """Another process: connects to process 0 until that says that all are there."""
+    """Another process: connects to process 0 until process 0 reports that all are there."""
     while True:
         try:
             line = Line(socket.create_connection((place.host, place.port), timeout=5.0))
@@ -190,7 +190,7 @@ def _join(place: Place, announcer: _Announcer) -> Line:
 
 
 def _admitted(place: Place, line: Line, announcer: _Announcer) -> bool:
-    """Waits until process 0 says that all are there; False where its connection ends before."""
+    """Waits until process 0 reports that all are there; False if the connection ends before."""
     line.send([place.index, place.count])
     missing = [0]
     while (messages := line.receive()) is not None:

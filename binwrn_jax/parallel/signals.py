@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noted, so that the loop can save before it ends."""
+"""SIGTERM and Ctrl-C are recorded, so that the loop can save before it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Notes SIGTERM and Ctrl-C instead of dying, so that the loop can save first; a second one kills.
+    """Records SIGTERM and Ctrl-C, so that the loop can save first; a second signal kills the process.
 
     Attributes:
       vote: turns the number of this process' signal (0: none) into that of the job,

@@ -1,8 +1,7 @@
-"""The failure watch: where one process of a job fails or dies, all end soon, with the same message.
+"""The failure watch: if one process of a job fails or dies, all end soon with the same message.
 
-Each process holds a connection to process 0 for the length of the job. Over it go a beat now and then, and
-failures, which process 0 passes on to all. A connection that ends, or on which nothing comes, means that its
-process is dead.
+Each process keeps a connection to process 0 during the job. It carries regular beats, and failures, which
+process 0 forwards to all. If a connection ends or stays silent, its process is dead.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from binwrn_jax.parallel.rendezvous import Line
 from binwrn_jax.parallel.signals import Stopped
 
 BEAT_SECONDS = 2.0
-# A process that gives no sign of life for so many beats of the watching one is dead, or its machine. Beats,
-# not seconds: so a process accuses nobody after it has slept itself.
+# A process without a sign of life for this many beats of the watching process is dead, or its machine. Beats,
+# not seconds: a process that was suspended itself reports no other as dead.
 SILENT_BEATS = 11
 FAREWELL_SECONDS = 10.0
 _AGAIN = "run the same command to go on from the last checkpoint"
@@ -45,11 +44,11 @@ class Watch:
         self._silent = dict.fromkeys(lines, 0)  # beats since the last sign of life
         self._ending = threading.Lock()
         self._over = False
-        self._left: set[int] = set()  # those that have said so
+        self._left: set[int] = set()  # those that have announced it
         threading.Thread(target=self._listen, daemon=True).start()
 
     def finish(self) -> None:
-        """Tells the others that this process leaves in peace; from now on they may leave, too."""
+        """Tells the others that this process leaves without an error; from now on they may leave too."""
         if not self._over:
             self._over = True
             for line in self._lines.values():
@@ -78,7 +77,7 @@ class Watch:
                     self._beat()
 
     def _read(self, index: int) -> bool:
-        """Reads what a process says; True where its connection has ended and that is no failure."""
+        """Reads the messages of a process; True if its connection has ended without a failure."""
         messages = self._lines[index].receive()
         if messages is None:
             if not self._over and index not in self._left:
@@ -104,8 +103,8 @@ class Watch:
         self._end(None, f"{who} has died, or its machine: the job ends; {_AGAIN}", 1, lost=index)
 
     def _end(self, index: int | None, message: str, code: int, lost: int | None = None) -> NoReturn:
-        """Ends this process, and where it is process 0, all others before."""
-        self._ending.acquire()  # for ever: whoever comes second waits for the end
+        """Ends this process; if it is process 0, it ends all others first."""
+        self._ending.acquire()  # never released: a second caller waits for the end
         if self._index == 0:
             others = [line for other, line in self._lines.items() if other != lost]
             for line in others:
@@ -117,7 +116,7 @@ class Watch:
 
 
 def _see_them_off(lines: Iterable[Line]) -> None:
-    """Waits until the others have closed their connections: who loses process 0 would tell of that."""
+    """Waits until the others have closed their connections, since they would report the loss of process 0."""
     deadline = time.monotonic() + FAREWELL_SECONDS
     for line in lines:
         with contextlib.suppress(OSError):
@@ -136,9 +135,9 @@ def start_watch(lines: dict[int, Line], index: int, count: int) -> Watch:
 
 @contextlib.contextmanager
 def abort_all_on_error() -> Iterator[None]:
-    """Where this process fails, ends all with its message; for code that holds what cannot be let go alone.
+    """If this process fails, ends all processes with its message; for code that holds shared resources.
 
-    `binwrn_jax.parallel.processes.job` does so too, but on the way there a checkpoint would wait for others.
+    `binwrn_jax.parallel.processes.job` does this too, but before that a checkpoint would wait for the others.
     The exit code of all is 2 after an error of the user, 1 otherwise.
     """
     try:
@@ -156,9 +155,9 @@ def abort_all_on_error() -> Iterator[None]:
 
 
 def wait_for_failure_report() -> None:
-    """After an error that looks like the death of another process: until the watch has ended this one.
+    """After an error that looks like the death of another process, waits for the watch to end this process.
 
-    Returns where nothing of the kind has come to pass.
+    Returns if no process has died.
     """
     time.sleep((SILENT_BEATS + 3) * BEAT_SECONDS)
 
@@ -170,9 +169,9 @@ def _lost_another(error: BaseException) -> bool:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    """Ends this process at once: the usual way out would wait for the others, and they for this one."""
+    """Ends this process at once; a normal exit would wait for the others, and they for this process."""
     try:
-        with contextlib.suppress(OSError, ValueError):  # the reader of our output has gone: `... | head`
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe: `... | head`
             sys.stdout.flush()
         with contextlib.suppress(OSError, ValueError):
             print(f"error: {printable(message)}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""Compile a training step for machines elsewhere: does it fit, how fast can it be."""
+"""Compiles a training step for machines elsewhere: whether it fits, how fast it can be."""

@@ -1,4 +1,4 @@
-"""What devices send each other in a compiled program, read from its text."""
+"""The communications between devices in a compiled program, read from its text."""
 
 from __future__ import annotations
 

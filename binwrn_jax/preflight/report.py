@@ -1,4 +1,4 @@
-"""What a run needs on a machine: whether it fits, how fast it can be, what it costs."""
+"""The needs of a run on a machine: whether it fits, how fast it can be, what it costs."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything that `preflight` found out; `to_dict` is JSON (bytes, seconds, images, chip-hours).
+    """The result of `preflight`; `to_dict` is JSON (bytes, seconds, images, chip-hours).
 
     Attributes:
       verdict: `FITS`, `MAY_FIT` or `DOES_NOT_FIT`.

@@ -100,7 +100,7 @@ def _data_fields() -> dict[str, Any]:
 
 
 def _recipe_fields() -> dict[str, Any]:
-    """What the paper does not do, see `binwrn_jax.training.recipes`; 0 or '' is without."""
+    """Recipes beyond the paper, see `binwrn_jax.training.recipes`; 0 or '' turns a field off."""
     return {
         "label_smoothing": 0.0,  # share of each target that all classes get in equal parts
         "mixup": 0.0,  # alpha of the Beta distribution that images and targets are mixed by
@@ -174,7 +174,7 @@ def is_free(field: str, free: tuple[str, ...] = FREE_FIELDS) -> bool:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], free: tuple[str, ...] = FREE_FIELDS
 ) -> list[str]:
-    """What two resolved configurations disagree on, ``field: old -> new``, but for the ``free`` fields.
+    """The fields that differ between two configurations, ``field: old -> new``, without the ``free`` ones.
 
     A field that one of them does not have, as an earlier version wrote it, has its default there.
     """
@@ -223,7 +223,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def image_options(config: ConfigDict) -> ImageOptions:
-    """How own images are read; those that are cropped as they are decoded are always streamed."""
+    """The options for own images; images that are cropped while they are decoded are always streamed."""
     data = config.data
     cropped = is_own(data.name) and (config.augmentation in BOXES or config.eval.crops > 1)
     return ImageOptions(
@@ -238,7 +238,7 @@ def image_options(config: ConfigDict) -> ImageOptions:
 
 
 def dataset_info(config: ConfigDict) -> DatasetInfo:
-    """The facts about the data set of a configuration: no file is read, but for own images.
+    """The facts about the data set of a configuration; reads no file, except for own images.
 
     Raises:
       UserError: there is no such data set, or own images cannot be used.
@@ -286,7 +286,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_numbers(config: ConfigDict) -> None:
-    """Every field is there, every number is one, and those with a range are in it."""
+    """Checks that every field is there, numbers are numbers, and ranges are kept."""
     values = dict(flatten(config))
     for field, default in flatten(base_config()):
         if field not in values:

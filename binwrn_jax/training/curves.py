@@ -1,4 +1,4 @@
-"""``curves.png``: error, loss and learning rate of a run by epoch; and of several runs on each other."""
+"""``curves.png``: error, loss and learning rate of a run by epoch; and those of several runs together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from binwrn_jax.errors import require
 from binwrn_jax.system.files import replace_file
 from binwrn_jax.training.records import Record
 
-MOST_LABELS = 8  # numbers written beside points, so that they do not collide
+MOST_LABELS = 8  # numbers written beside points; more would overlap
 RATE_POINTS = 2000  # of the curve of the learning rate, beside the restarts
 
 
@@ -106,7 +106,7 @@ def _label(axis: Any, points: Sequence[tuple[float, float]]) -> None:
 
 
 def draw_comparison(path: Path, runs: Mapping[str, list[Record]]) -> None:
-    """Writes a PNG with the test errors and losses of several runs by epoch, on one another.
+    """Writes a PNG with the test errors and losses of several runs by epoch in one picture.
 
     Args:
       path: of the image.

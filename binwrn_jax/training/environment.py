@@ -1,4 +1,4 @@
-"""What a run was made with: ``environment.json``."""
+"""The environment of a run: ``environment.json``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, hardware and command, for whoever wants to repeat the run."""
+    """Versions, hardware and command, so that the run can be repeated."""
     commit = None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         commit = subprocess.run(

@@ -1,4 +1,4 @@
-"""An evaluation in the course of a run: batch-norm moments, test error, and the model as of now."""
+"""An evaluation during a run: batch-norm moments, test error, and the current model."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def calibrate(run: TrainingRun, variables: dict[str, Any], data: Batches) -> flo
 
 
 def describe_model(run: TrainingRun, result: dict[str, Any], other: dict[str, Any]) -> Description:
-    """What ``model/`` says of itself; ``other`` are further fields."""
+    """The description of ``model/``; ``other`` are further fields."""
     config, spec = run.config, run.resolved.dataset
     return Description(
         num_classes=spec.num_classes,
@@ -153,7 +153,7 @@ def best_record(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def with_stop_check(run: TrainingRun, batches: Iterable[Any], count: int, what: str) -> Iterator[Any]:
-    """The batches, with a look at the signals and a word to the user before each.
+    """The batches; checks for signals and updates the progress line before each.
 
     Raises:
       Stopped: a signal came.

@@ -23,7 +23,7 @@ from binwrn_jax.training.progress import duration
 from binwrn_jax.training.setup import TrainingRun, reported_split
 
 PACKED_FILE = "model.safetensors"
-PROOF_IMAGES = 64  # test images on which the packed file is compared with the network
+PROOF_IMAGES = 64  # test images for the comparison of the packed file with the network
 
 
 def finish_run(run: TrainingRun) -> dict[str, Any]:

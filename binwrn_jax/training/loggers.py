@@ -1,11 +1,11 @@
-"""Services that a run is shown in as well: TensorBoard, Weights & Biases, MLflow, and your own.
+"""Loggers, which mirror a run in other services: TensorBoard, Weights & Biases, MLflow, and your own.
 
 ``metrics.jsonl`` is the run's own record and always written; a logger gets the same numbers, and the files
-of the work directory that are worth keeping. ``--config.log.to=tensorboard,wandb,mlflow`` chooses. None of
-them needs a network: wandb runs offline and MLflow writes into the work directory, unless their own
-environment variables (WANDB_MODE, MLFLOW_TRACKING_URI) say otherwise. A resumed run goes on in the same run
-of the service. A package adds one by an entry point of the group ``binwrn_jax.loggers``: a function of a
-`LoggedRun` that returns a `Logger`.
+of the workdir that are worth keeping. ``--config.log.to=tensorboard,wandb,mlflow`` chooses them. None of them
+needs a network: by default wandb runs offline and MLflow writes into the workdir; the environment variables
+WANDB_MODE and MLFLOW_TRACKING_URI change this. A resumed run continues the same run of the service. A package
+adds one by an entry point of the group ``binwrn_jax.loggers``: a function of a `LoggedRun` that returns a
+`Logger`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from binwrn_jax.errors import UserError, require
 from binwrn_jax.system.files import replace_file
 
 GROUP = "binwrn_jax.loggers"
-IDS_FILE = "loggers.json"  # which run of each service this work directory is
+IDS_FILE = "loggers.json"  # the run of each service that belongs to this workdir
 PROJECT = "binwrn-jax"
 
 
 class Logger(Protocol):
-    """What a service does with the numbers and files of a run."""
+    """A service that takes the numbers and files of a run."""
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Takes the numbers of one record.
@@ -47,13 +47,13 @@ class Logger(Protocol):
         ...
 
     def close(self) -> None:
-        """Writes what is left; no call follows."""
+        """Writes the rest; the last call."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LoggedRun:
-    """What a logger knows of the run.
+    """Facts about the run for a logger.
 
     Attributes:
       workdir: its folder, where a service may have a folder of its own name.
@@ -87,7 +87,7 @@ class TensorBoard:
             self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def artifact(self, path: Path) -> None:
-        """Shows images and text; other files have no place there."""
+        """Adds images and text; ignores other files."""
         if path.suffix == ".png":
             import numpy as np
             import PIL.Image
@@ -103,7 +103,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases in ``wandb/``; offline where WANDB_MODE does not say otherwise."""
+    """A run of Weights & Biases in ``wandb/``; offline unless WANDB_MODE is set."""
 
     def __init__(self, run: LoggedRun) -> None:
         wandb = require("wandb", "log.to=wandb")
@@ -138,13 +138,13 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of MLflow, in ``mlflow/`` where MLFLOW_TRACKING_URI does not say otherwise."""
+    """A run of MLflow, in ``mlflow/`` unless MLFLOW_TRACKING_URI is set."""
 
     def __init__(self, run: LoggedRun) -> None:
         mlflow = require("mlflow", "log.to=mlflow")
         place = os.environ.get("MLFLOW_TRACKING_URI") or (run.workdir.absolute() / "mlflow").as_uri()
         if place.startswith("file:"):
-            # MLflow 3 wants a database; files need no further package and serve one run.
+            # MLflow 3 prefers a database; files need no further package and suffice for one run.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         with naming_service("mlflow"):
             self._client = mlflow.MlflowClient(tracking_uri=place)
@@ -184,7 +184,7 @@ LOGGERS: dict[str, Callable[[LoggedRun], Logger]] = {
 
 @contextlib.contextmanager
 def naming_service(name: str) -> Iterator[None]:
-    """Makes one line of whatever a service raises while it opens."""
+    """Turns any error of a service that opens into one line."""
     try:
         yield
     except Exception as error:
@@ -226,7 +226,7 @@ def _read_ids(path: Path) -> dict[str, str]:
 
 
 def open_loggers(to: str, workdir: Path, config: Mapping[str, Any], resume_step: int) -> list[Logger]:
-    """The loggers that ``log.to`` names, each in the run that this work directory has there.
+    """The loggers that ``log.to`` names, each in the run of its service that belongs to this workdir.
 
     Args:
       to: names separated by commas, or ''.

@@ -23,7 +23,7 @@ from binwrn_jax.training.workdir import check_same, locked
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Trains, evaluates and saves one network; called again on its folder, goes on where it stopped.
+    """Trains, evaluates and saves one network; resumes if it is called again on its folder.
 
     Args:
       config: see `binwrn_jax.training.config.base_config`.
@@ -35,7 +35,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       The content of ``summary.json``.
 
     Raises:
-      UserError: whatever the user can mend; the folder is left as it was.
+      UserError: an error that the user can mend; the folder is left as it was.
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
     check(config)
@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 
 def _train(run: TrainingRun) -> None:
-    """Steps until the last one, with what is due in between."""
+    """Steps until the last one, with checkpoints and evaluations in between."""
     resolved, config = run.resolved, run.config
     evaluated = set(
         distributed.broadcast_from_primary(lambda: [record["step"] for record in run.log.of_kind("eval")])
@@ -65,12 +65,12 @@ def _train(run: TrainingRun) -> None:
     pending: deque[jax.Array] = deque()
     run.progress.update_status("compiling the training step")
     while True:
-        # What is due at this step, before the next one.
+        # Work that is due at this step, before the next one.
         run.trace.at(run.step, run.state)
         if run.step in resolved.cycle_ends or (
             run.step > 0 and run.step % config.checkpoint.every_steps == 0
         ):
-            run.log.sync()  # a resumed run goes on from the records too
+            run.log.sync()  # a resumed run also continues from the records
             run.checkpoints.save(run.step, run.state)
         try:
             run.stop.check()
@@ -89,12 +89,12 @@ def _train(run: TrainingRun) -> None:
             run.state, metrics = run.programs.train_step(run.state, batch)
         run.step += 1
 
-        # The host runs ahead of the device by so much and no more.
+        # The limit by which the host runs ahead of the device.
         pending.append(metrics["loss"])
         if len(pending) > IN_FLIGHT:
             pending.popleft().block_until_ready()
 
-        # What is told of it.
+        # The report.
         if run.step % resolved.steps_per_epoch == 0 or run.step % config.log.every_steps == 0:
             reported = report(run, metrics, reported)
 
@@ -108,7 +108,7 @@ class Sums(NamedTuple):
 
 
 def first_sums(run: TrainingRun) -> Sums:
-    """Where the first report of this process begins: at the last one, whichever process wrote it."""
+    """The start of the first report of this process: the end of the last report of the run."""
     count = run.resolved.steps_per_epoch
     last = distributed.broadcast_from_primary(lambda: run.log.last_report(run.step, count))
     if last is not None:
@@ -122,10 +122,10 @@ def report(run: TrainingRun, metrics: dict[str, jax.Array], since: Sums) -> Sums
     Args:
       run: at the step to report.
       metrics: of that step.
-      since: what the last report returned.
+      since: the result of the last report.
 
     Returns:
-      Where the next report begins.
+      The start of the next report.
 
     Raises:
       UserError: the training diverged.

@@ -57,7 +57,7 @@ def dataset_moments(
 ) -> Any:
     """Averages each BN layer's batch moments over one pass of the augmented training set.
 
-    As the MATLAB version does, means and *standard deviations* are averaged, epsilon inside:
+    As in the MATLAB version, means and *standard deviations* are averaged, epsilon inside:
     ``std = mean_b sqrt(var_b + 1e-5)``. (The other rule, ``'running'``, needs no pass: it is the
     running average of momentum 0.99 that training keeps in ``batch_stats``, as in Keras.)
 

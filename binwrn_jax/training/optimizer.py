@@ -165,7 +165,7 @@ def by_pattern(patterns: Sequence[str]) -> Callable[[Params], Any]:
 
 
 def freeze(optimizer: optax.GradientTransformation, patterns: str | Mask) -> optax.GradientTransformation:
-    """Leaves some parameters as they are.
+    """Keeps some parameters fixed.
 
     Args:
       optimizer: updates the others.

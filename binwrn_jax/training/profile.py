@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-# Compilation and the first steps, which allocate memory and fill buffers, are not what a trace is for.
+# Compilation and the first steps, which allocate memory and fill buffers, are left out.
 FIRST, STEPS = 10, 5
 
 
@@ -28,9 +28,9 @@ class StepTrace:
         self._running = False
 
     def at(self, step: int, state: Any) -> None:
-        """To be called before each step with the updates done, and with their result.
+        """Call it before each step with the number of updates and their result.
 
-        The result is waited for where the trace begins and ends.
+        Waits for the result where the trace begins and ends.
         """
         if step == self._first:
             jax.block_until_ready(state)

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: the progress line, and the clock behind its numbers."""
+"""The progress line of a run, and the clock behind its numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from binwrn_jax.errors import printable
 
 
 class Clock:
-    """Training time: seconds over all processes of a run, images/s, time left, and what the rest says of it.
+    """Training time: seconds over all processes of a run, images/s, data wait, MFU, and time left.
 
     Evaluation, checkpoints and compilation are left out of images/s, and counted in ``seconds``.
 
@@ -47,7 +47,7 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Around what gets the next batch."""
+        """Surrounds the code that gets the next batch."""
         begin = time.monotonic()
         yield
         self._waited += time.monotonic() - begin
@@ -57,7 +57,7 @@ class Clock:
         self._window = None
 
     def measure(self, step: int) -> None:
-        """To be called when the device has finished ``step``."""
+        """Call it when the device has finished ``step``."""
         now = time.monotonic()
         if self._window:
             seconds, images = now - self._window[0], (step - self._window[1]) * self._batch_size

@@ -1,4 +1,4 @@
-"""What training does with images, targets and loss, as one value that is made by composition.
+"""Recipes: what training does with images, targets and loss, as one value made by composition.
 
     recipe = with_mixup(with_label_smoothing(paper_recipe("flip_crop"), 0.1, 10), 0.2, 10)
 
@@ -81,7 +81,7 @@ def paper_recipe(augmentation: str = "flip_crop") -> Recipe:
 def compose(
     config: ConfigDict, dataset: DatasetInfo, optimizer: optax.GradientTransformation
 ) -> tuple[Recipe, optax.GradientTransformation]:
-    """The recipe and the optimizer of a configuration, but for a teacher, whose weights are on disk.
+    """The recipe and the optimizer of a configuration, without a teacher, whose weights are on disk.
 
     Raises:
       UserError: lighting of images that have no colours.
@@ -129,10 +129,10 @@ def with_label_smoothing(recipe: Recipe, amount: float, num_classes: int) -> Rec
 
 
 def with_mixup(recipe: Recipe, alpha: float, num_classes: int) -> Recipe:
-    """Each image and target is mixed with the next one of the batch (Zhang et al. 2018).
+    """Mixes each image and target with the next one of the batch (Zhang et al. 2018).
 
     The weight is drawn from Beta(alpha, alpha), once for a batch. The order of a batch is random already, so
-    the next image is a random one, and between devices a single image moves.
+    the next image is a random one, and only one image moves between devices.
     """
 
     def prepare(key: PRNGKeyArray, images: Images, labels: Labels) -> tuple[Pixels, Targets]:
@@ -149,7 +149,7 @@ def with_mixup(recipe: Recipe, alpha: float, num_classes: int) -> Recipe:
 
 
 def with_cutmix(recipe: Recipe, alpha: float, num_classes: int) -> Recipe:
-    """A patch of each image, and that share of its target, come from the next one (Yun et al. 2019).
+    """Takes a patch of each image, and that share of its target, from the next one (Yun et al. 2019).
 
     The share is drawn from Beta(alpha, alpha) and the place uniformly, once for a batch; what of the patch
     lies outside the image does not count.
@@ -177,7 +177,7 @@ def with_cutmix(recipe: Recipe, alpha: float, num_classes: int) -> Recipe:
 def with_distillation(
     recipe: Recipe, teacher: Callable[[Pixels], Logits], weight: float = 0.9, temperature: float = 4.0
 ) -> Recipe:
-    """The network learns from the logits of a teacher too (Hinton et al. 2015).
+    """Also learns from the logits of a teacher (Hinton et al. 2015).
 
     Args:
       recipe: with the loss that keeps the share ``1 - weight``.
@@ -206,7 +206,7 @@ def with_distillation(
 def with_ema(
     recipe: Recipe, optimizer: optax.GradientTransformation, decay: float
 ) -> tuple[Recipe, optax.GradientTransformation]:
-    """What is evaluated and saved are the averages of the latent weights, which then are binarised.
+    """Evaluates and saves averages of the latent weights, binarised.
 
     Their batch-norm moments are computed for them (section 3.2.1), not taken from training.
     """

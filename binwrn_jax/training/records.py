@@ -1,4 +1,4 @@
-"""The run's own record, ``metrics.jsonl``: what was logged, read and written."""
+"""The run's own record, ``metrics.jsonl``: reads it and appends to it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _is_number(value: Any) -> bool:
 class MetricsLog:
     """Appends records to ``metrics.jsonl``, and passes them on to other services if asked.
 
-    A resumed run drops what was logged after the step that it resumes from, so that each step is in the file
+    A resumed run drops records after the step from which it resumes, so that each step is in the file
     once. An evaluation at that step counts only with the model that it wrote: where ``model/`` is gone or
     damaged, its record is dropped too, and the run evaluates and writes the model again.
 
@@ -92,12 +92,12 @@ class MetricsLog:
             mirror.log(kind, step, {name: value for name, value in values.items() if _is_number(value)})
 
     def artifact(self, path: Path) -> None:
-        """Gives a file of the work directory to the other services."""
+        """Gives a file of the workdir to the other services."""
         for mirror in self.mirrors:
             mirror.artifact(path)
 
     def sync(self) -> None:
-        """Returns when all records are on the disk; before a checkpoint, which goes on from them."""
+        """Returns when all records are on the disk; called before a checkpoint, which relies on them."""
         self._file.sync()
 
     def of_kind(self, kind: str) -> list[Record]:
@@ -105,7 +105,7 @@ class MetricsLog:
         return [record for record in self.records if record["kind"] == kind]
 
     def last_report(self, step: int, steps_per_epoch: int) -> Record | None:
-        """Where the interval of the next training record begins, in a run that resumes at ``step``.
+        """The start of the next training record's interval, in a run that resumes at ``step``.
 
         Returns:
           ``step``, and the sums of the epoch up to it, ``epoch_loss`` and ``epoch_errors``: of the last
@@ -129,7 +129,7 @@ class MetricsLog:
 
 
 class NoLog(MetricsLog):
-    """That of the processes that write nothing."""
+    """The log of processes that write nothing."""
 
     def __init__(self) -> None:
         self.records = []
