@@ -7,8 +7,19 @@ import numpy as np
 import pytest
 from native_runtime import FOLDER, images_of, kernels, make, needs, reference, run, save
 from packed_networks import any_network, wide_resnet
+from version2_networks import FEATURES, random_file
 
 pytestmark = pytest.mark.usefixtures("library")
+
+
+def random_files(folder):
+    """Files of both versions: any networks, and each feature of version 2 by itself and with all others."""
+    for seed in range(25):
+        yield save(any_network(np.random.default_rng(seed)), folder / f"version1_{seed}")
+    for seed, features in enumerate([*([name] for name in FEATURES), *[None] * 12]):
+        path = folder / f"version2_{seed}"
+        path.write_bytes(random_file(seed, features)[0])
+        yield path
 
 
 def logits_in(output):
@@ -69,13 +80,11 @@ def test_neon_under_qemu(tmp_path):
     """The whole runtime as an AArch64 program, with any networks."""
     needs("aarch64-linux-gnu-gcc", "qemu-aarch64", "make")
     program = make(tmp_path, "aarch64-linux-gnu-gcc", "CFLAGS=-O2 -static", f"{tmp_path}/binwrn-run")
-    for seed in range(25):
-        packed = any_network(np.random.default_rng(seed))
-        path = save(packed, tmp_path / "m")
+    for number, path in enumerate(random_files(tmp_path)):
         for kernel in ("neon", "plain"):
-            options = ["--kernel", kernel, "--threads", 1 + seed % 3]
+            options = ["--kernel", kernel, "--threads", 1 + number % 3]
             result = run("qemu-aarch64", program, *options, path, "golden")
-            assert result.returncode == 0, (seed, result.stdout, result.stderr)
+            assert result.returncode == 0, (path, result.stdout, result.stderr)
             assert f"kernel {kernel}," in result.stderr
     packed = wide_resnet(20, 1)
     images = images_of(packed, 2)
@@ -102,10 +111,9 @@ def test_other_processors(machine, tmp_path):
     if machine == "i686" and (platform.machine() != "x86_64" or "avx2" not in kernels()):
         pytest.skip("needs an x86-64 processor with AVX2")
     program = make(tmp_path, compiler, "CFLAGS=-O2 -static", libraries, f"{tmp_path}/binwrn-run")
-    for seed in range(25):
-        path = save(any_network(np.random.default_rng(seed)), tmp_path / "m")
+    for number, path in enumerate(random_files(tmp_path)):
         for kernel in names.split():
-            options = ["--kernel", kernel, "--threads", 1 + seed % 3]
+            options = ["--kernel", kernel, "--threads", 1 + number % 3]
             result = run(*([emulator] if emulator else []), program, *options, path, "golden")
-            assert result.returncode == 0, (seed, result.stdout, result.stderr)
+            assert result.returncode == 0, (path, result.stdout, result.stderr)
             assert f"kernel {kernel}," in result.stderr
