@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pickle
 import platform
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +76,12 @@ def program_memory(packed: Path) -> dict[str, Any]:
 
 def multiply_adds(packed: Any) -> int:
     """Of the convolutions, for one image."""
-    shapes = packed.value_shapes
+    shapes, ops = packed.value_shapes, packed.operations
     return sum(
-        shapes[op["out"]][0] * shapes[op["out"]][1] * op["channels"][1] * op["channels"][0]
-        * op["window"][0] * op["window"][1]
-        for op in packed.operations
+        math.prod(shapes[op["out"]]) * math.prod(packed.kernel_shape(op["tensor"])[:3])
+        for op in ops
         if op["op"] == "conv"
-    )  # fmt: skip
+    )
 
 
 def machine() -> str:
@@ -90,8 +91,10 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} processors, {platform.platform()}"
 
 
-def write_files(model: Path, packed: Any, images: int, folder: Path) -> dict[str, int]:
-    """So many images and the float network for all engines; sizes of the files."""
+def write_files(
+    model: Path, packed: Any, images: int, folder: Path, engines: Sequence[str]
+) -> dict[str, int]:
+    """So many images and the float network for the engines; sizes of the files."""
     layers = float_layers(packed)
     shapes = packed.value_shapes
     for layer in layers:
@@ -102,13 +105,12 @@ def write_files(model: Path, packed: Any, images: int, folder: Path) -> dict[str
     pixels[0] = packed.golden_image
     np.save(folder / "images.npy", pixels)
     write_onnx(layers, shape, classes, folder / "float.onnx")
-    write_ncnn(layers, shape, folder)
+    sizes = {"packed": model.stat().st_size, "float_onnx": (folder / "float.onnx").stat().st_size}
+    if "ncnn" in engines:
+        write_ncnn(layers, shape, folder)
+        sizes["ncnn"] = (folder / "net.bin").stat().st_size
     (folder / "layers.pickle").write_bytes(pickle.dumps(layers))
-    return {
-        "packed": model.stat().st_size,
-        "float_onnx": (folder / "float.onnx").stat().st_size,
-        "ncnn": (folder / "net.bin").stat().st_size,
-    }
+    return sizes
 
 
 def start_all(
@@ -241,7 +243,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = max(arguments.batches) + 4
-        report["file_bytes"] = write_files(arguments.model, packed, images, folder)
+        report["file_bytes"] = write_files(arguments.model, packed, images, folder, arguments.engines)
         for threads in arguments.threads:
             report["results"] += measure(arguments, folder, threads, report["multiply_adds_per_image"])
     report["load_after"] = os.getloadavg()

@@ -4,7 +4,9 @@
 #include "functions.h"
 #include "internal.h"
 
-/* Four floats that the compiler turns into what the processor has. */
+/* Four floats that the compiler turns into what the processor has. How they are passed, of which compilers warn where it has
+ * no vectors, does not matter in functions of this file alone. */
+#pragma GCC diagnostic ignored "-Wpsabi"
 typedef float floats4 __attribute__((vector_size(16)));
 typedef int32_t bits4 __attribute__((vector_size(16)));
 typedef float floats4_at __attribute__((vector_size(16), aligned(4), may_alias));
