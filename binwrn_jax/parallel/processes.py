@@ -53,7 +53,7 @@ __all__ = [
     "process_index",
 ]
 
-# Whoever waits is ended by the watch where there is nothing to wait for.
+# If there is nothing to wait for, the watch ends the waiting process.
 WAIT_MS = 7 * 24 * 3600 * 1000
 _FIRST, _END = "binwrn/first/", "binwrn/end"
 _calls = itertools.count()
