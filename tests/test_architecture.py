@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,6 +173,37 @@ BEGIN, END = "<!-- files -->\n", "<!-- end of files -->"
 def test_the_document_lists_the_files_as_they_describe_themselves():
     listed = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
     assert listed == list_of_files(), "run `python tests/test_architecture.py` to write the list anew"
+
+
+# What other libraries do not promise to keep.
+PRIVATE = ("jax._src", "jaxlib", "tensorflow_datasets.core.", "tensorflow_datasets.proto")
+
+
+def private_names() -> set[tuple[str, str]]:
+    """The private names that the package imports, each with its file."""
+    found = set()
+    for path in PYTHON.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            )
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            found |= {
+                (n, str(path.relative_to(PACKAGE)))
+                for n in names
+                if n.startswith(PRIVATE) or re.search(r"\._[a-z]", n)
+            }
+    return found
+
+
+def test_the_document_lists_the_private_names_of_other_libraries():
+    section = DOCUMENT.read_text().split("## Private names of other libraries")[1]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    listed = {
+        (n, file) for names, files in rows for n in names.split("`")[1::2] for file in files.split("`")[1::2]
+    }
+    assert listed == private_names()
 
 
 if __name__ == "__main__":
