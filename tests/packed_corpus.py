@@ -510,9 +510,9 @@ REFUSED |= {
 }
 
 
-def main(folder: str) -> None:
+def write_all(folder: str, accepted: dict[str, Any], refused: dict[str, Any]) -> None:
     """Writes all files into the folders ``accepted`` and ``refused``, for other readers of the format."""
-    for verdict, files in (("accepted", ACCEPTED), ("accepted", REFUSED_WHEN_RUN), ("refused", REFUSED)):
+    for verdict, files in (("accepted", accepted), ("refused", refused)):
         place = Path(folder, verdict)
         place.mkdir(parents=True, exist_ok=True)
         for name, make in files.items():
@@ -520,4 +520,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    write_all(sys.argv[1], {**ACCEPTED, **REFUSED_WHEN_RUN}, REFUSED)

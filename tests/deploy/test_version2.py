@@ -1,15 +1,22 @@
 """Version 2 of the packed format: NumPy's reader, its definition, against other implementations."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import version2_corpus
+from packed_readers import READERS, refused
+from version2_models import MODELS, examples_text, golden_model, golden_path
 from version2_networks import FEATURES, random_file, random_model
 
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.packed import read_packed, serialise
 
+pytestmark = pytest.mark.usefixtures("library")
+DOCUMENT = Path(__file__).parents[2] / "docs" / "packed-format-2.md"
 SINGLE = [name for name in FEATURES if name != "temperature"]
 
 
@@ -125,3 +132,52 @@ def test_the_bound_of_values_holds_for_all_features(monkeypatch):
             patch.setattr(numpy_reader, "compute", spied)
             numpy_reader.Model(packed.metadata, packed.tensors)(np.uint8(image)[None])
         assert 0 < max(seen) <= largest, seed
+
+
+# --- files for all readers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("feature", MODELS)
+def test_golden_files_are_written_and_read_by_all(feature):
+    path = golden_path(feature)
+    content, model = path.read_bytes(), golden_model(feature)
+    packed = read_packed(path)
+    assert packed.metadata["requires"] == [feature]
+    largest = np.abs(packed.golden_logits).max()
+    np.testing.assert_allclose(model.golden_logits, packed.golden_logits, rtol=0, atol=1e-6 * largest)
+    assert serialise(dataclasses.replace(model, golden_logits=packed.golden_logits)) == content
+    for reader, read in READERS.items():
+        logits = np.asarray(read(path)(packed.golden_image[None]))[0]
+        np.testing.assert_allclose(logits, packed.golden_logits, rtol=0, atol=1e-5 * largest, err_msg=reader)
+
+
+def test_the_examples_of_the_document_are_what_the_reader_computes():
+    assert examples_text() in DOCUMENT.read_text()
+
+
+@pytest.mark.parametrize("name", version2_corpus.ACCEPTED)
+def test_every_reader_accepts(tmp_path, name):
+    path = written(tmp_path, version2_corpus.ACCEPTED[name]())
+    packed = read_packed(path)  # JAX reads by it
+    image = packed.golden_image[None]
+    logits = {reader: READERS[reader](path)(image) for reader in ("NumPy", "C")}
+    largest = max(float(np.abs(logits["NumPy"]).max()), 1e-30)
+    assert np.isfinite(largest)
+    np.testing.assert_allclose(logits["C"], logits["NumPy"], rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", version2_corpus.REFUSED)
+def test_every_reader_refuses(tmp_path, name):
+    path = written(tmp_path, version2_corpus.REFUSED[name]())
+    verdicts = {reader: refused(read, path) for reader, read in READERS.items()}
+    assert all(verdicts.values()), verdicts
+    if name == "integers that it requires":
+        assert all("this file needs 'int8'" in str(verdict) for verdict in verdicts.values()), verdicts
+
+
+@pytest.mark.parametrize("name", version2_corpus.REFUSED_WHEN_RUN)
+def test_every_reader_refuses_images_with_values_beyond_a_bound_that_is_not_known(tmp_path, name):
+    path = written(tmp_path, version2_corpus.REFUSED_WHEN_RUN[name]())
+    image = read_packed(path).golden_image[None]
+    for reader in ("NumPy", "C"):
+        assert "exceeds 1.845e+19" in (refused(READERS[reader](path), image) or ""), reader
