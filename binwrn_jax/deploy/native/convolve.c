@@ -14,8 +14,9 @@
 static int smaller(int a, int b) { return a < b ? a : b; }
 
 /* Offsets of the taps into the tables. */
-static void place_taps(const operation *op, size_t pixel) {
+static void place_taps(const operation *op, const summation *s) {
   const conv_plan *plan = &op->conv;
+  const size_t pixel = (size_t)s->slots * (size_t)s->table;
   int d, y, x, t = 0;
   for (d = 0; d < plan->depth; d++)
     for (y = 0; y < op->window[0]; y++)
@@ -23,7 +24,8 @@ static void place_taps(const operation *op, size_t pixel) {
         const int column = x * op->dilation[1];
         plan->taps[t++] = (uint32_t)((size_t)d * plan->chunk_floats +
                                      (size_t)(y * op->dilation[0]) * plan->row_floats +
-                                     (size_t)(column % op->stride[1] * plan->phase + column / op->stride[1]) * pixel);
+                                     (size_t)(column % op->stride[1] * plan->phase) * pixel +
+                                     (size_t)(column / op->stride[1]) * (s->interleave ? 1 : pixel));
       }
 }
 
@@ -49,6 +51,7 @@ int binwrn_plan_conv(operation *op, const kernel *k, int threads) {
   plan->blocks = (plan->outputs + s->lanes - 1) / s->lanes;
   plan->in_columns = (PIXELS - 1) * op->stride[1] + covers[1];
   plan->phase = (plan->in_columns + op->stride[1] - 1) / op->stride[1];
+  if (s->interleave) plan->phase = (plan->phase + 3) / 4 * 4; /* whole vectors */
   row = (uint64_t)op->stride[1] * (uint64_t)plan->phase * pixel;
   used = (uint64_t)plan->in_columns * (uint64_t)(smaller(plan->bundles, s->slots) * s->table) * sizeof(float);
   plan->tile_rows = is_pointwise(op) ? 1 : smaller(MAX_TILE_ROWS, op->out.height);
@@ -69,7 +72,7 @@ int binwrn_plan_conv(operation *op, const kernel *k, int threads) {
   blocks = plan->groups * plan->blocks;
   plan->parts = threads == 1 ? 1 : smaller(blocks, (2 * threads + tiles - 1) / tiles);
   op->items = tiles * plan->parts; /* below MAX_ITEMS: at most 4222 x 528 tiles, parts only of few tiles */
-  if (plan->taps) place_taps(op, pixel);
+  if (plan->taps) place_taps(op, s);
   return 1;
 }
 
@@ -96,12 +99,17 @@ static void make_row(const summation *s, const operation *op, int y, int x, int 
     const int count = (plan->in_columns - phase + step - 1) / step, at = x + phase;
     const int begin = at < 0 ? smaller((-at + step - 1) / step, count) : 0;
     const int end = at >= width ? begin : smaller((width - at + step - 1) / step, count);
+    const float *inputs = op->x;
     int p;
+    if (end > begin) inputs += ((size_t)y * (size_t)plan->in.width + (size_t)(at + begin * step)) * channels + first;
+    if (s->interleave) {
+      s->interleave(inputs, (size_t)step * channels, begin, end, (size_t)plan->phase, n, before, slots, tables);
+      continue;
+    }
     for (p = 0; p < count; p++)
       if (p < begin || p >= end) memset(tables + (size_t)p * pixel, 0, (size_t)(slots * s->table) * sizeof *tables);
     if (end > begin)
-      s->tables(op->x + ((size_t)y * (size_t)plan->in.width + (size_t)(at + begin * step)) * channels + first,
-                (size_t)step * channels, end - begin, n, before, slots, tables + (size_t)begin * pixel);
+      s->tables(inputs, (size_t)step * channels, end - begin, n, before, slots, tables + (size_t)begin * pixel);
   }
 }
 
@@ -142,7 +150,7 @@ static void sum_group(const summation *s, const operation *op, int group, int fi
       for (r = 0; r < rows; r++)
         s->accumulate(sums + ((size_t)(block - first) * (size_t)rows + (size_t)r) * tile, chunk == 0, w,
                       tables + (size_t)(r * op->stride[0]) * plan->row_floats, plan->taps,
-                      plan->tap_count / plan->depth * depth, slots);
+                      plan->tap_count / plan->depth * depth, slots, (size_t)plan->phase);
     }
   }
 }

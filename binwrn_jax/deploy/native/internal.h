@@ -81,7 +81,7 @@ typedef struct {
   int tile_rows, tiles_y, tiles_x;
   int parts;               /* of all blocks: more work items than tiles, where there are many threads */
   int in_rows, in_columns; /* of the input that a tile needs */
-  int phase;               /* columns with the same remainder by the stride lie together: so many */
+  int phase;               /* columns with the same remainder by the stride lie together: room for so many */
   size_t row_floats;       /* tables of one row of the input */
   size_t chunk_floats;     /* tables of one chunk of a tile */
 } conv_plan;
@@ -123,10 +123,16 @@ typedef struct {
   /* Tables of `slots` bundles, the first n of whose inputs there are, for pixels that are `step` floats apart; the other
    * inputs are 0. A multiply-add may come before. The tables of a pixel are SLOTS * table floats apart. */
   void (*tables)(const float *inputs, size_t step, int pixels, int n, const affine *before, int slots, float *tables);
-  /* sums[PIXELS][lanes], taken as 0 if it is the first time, += the inputs times their weights. weights[taps][words][lanes]; the tables of tap t and of
-   * pixel p begin at tables + taps[t] + p * SLOTS * table, whose SLOTS is the kernel's, also where `slots` is less. */
+  /* sums[PIXELS][lanes], taken as 0 if it is the first time, += the inputs times their weights.
+   * weights[taps][words][lanes]; the tables of tap t and of pixel p begin at tables + taps[t] + p * SLOTS * table, whose
+   * SLOTS is the kernel's, also where `slots` is less; interleaved ones at tables + taps[t] + p. */
   void (*accumulate)(float *sums, int first, const void *weights, const float *tables, const uint32_t *taps,
-                     int tap_count, int slots);
+                     int tap_count, int slots, size_t apart);
+  /* NULL, or in the place of `tables`: the tables of the pixels of a phase, of which those from `begin` to `end` - 1 are
+   * in the image, and `inputs` are those of `begin`. They are interleaved: the entries of all pixels beside each other,
+   * those of one pixel `apart` floats from each other. */
+  void (*interleave)(const float *inputs, size_t step, int begin, int end, size_t apart, int n, const affine *before,
+                     int slots, float *tables);
 } summation;
 
 /* All that is written for one kind of processor. */

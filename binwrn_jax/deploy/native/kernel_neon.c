@@ -64,7 +64,7 @@ static void tables(const float *x, size_t step, int pixels, int n, const affine 
 
 /* Two vectors of channels, so that each table is loaded once for both. */
 static void accumulate(float *sums, int first, const void *weights, const float *tables,
-                         const uint32_t *taps, int tap_count, int slots) {
+                         const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const uint32_t *words = weights;
   const uint32x4_t top = vdupq_n_u32(0x80000000u), one = vdupq_n_u32(0x3f800000), seven = vdupq_n_u32(7);
   const uint32x4_t bytes = vdupq_n_u32(0x03020100u);
@@ -85,6 +85,7 @@ static void accumulate(float *sums, int first, const void *weights, const float 
 #define STORE(p) \
   vst1q_f32(sums + LANES * p, a##p); \
   vst1q_f32(sums + LANES * p + 4, b##p);
+  (void)apart;
   EACH(LOAD)
   for (t = 0; t < tap_count; t++, words += LANES) {
     const uint8_t *table = (const uint8_t *)(tables + taps[t]);
@@ -102,8 +103,8 @@ static void accumulate(float *sums, int first, const void *weights, const float 
 
 extern const kernel binwrn_neon;
 const kernel binwrn_neon = {"neon",
-                            {LANES, BUNDLE, SLOTS, TABLE, 1, tables, accumulate},
-                            {4, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage_neon, accumulate_floats_neon},
+                            {LANES, BUNDLE, SLOTS, TABLE, 1, tables, accumulate, NULL},
+                            {4, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage_neon, accumulate_floats_neon, NULL},
                             code,
                             depthwise_neon,
                             finish_neon,

@@ -1,4 +1,5 @@
-/* C for any processor: bundles of four, sixteen sums each. And the choice among the kernels. */
+/* C for any processor: bundles of four, sixteen sums each. With it the kernel for WebAssembly, in which only the signs
+ * are other; and the choice among the kernels. */
 #include <string.h>
 
 #include "functions.h"
@@ -63,9 +64,10 @@ static void tables(const float *x, size_t step, int pixels, int n, const affine 
 }
 
 static void accumulate(float *sums, int first, const void *weights, const float *tables,
-                         const uint32_t *taps, int tap_count, int slots) {
+                       const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const uint32_t *words = weights;
   int t, g, p, lane;
+  (void)apart;
   for (p = 0; first && p < PIXELS * LANES; p++) sums[p] = 0;
   for (t = 0; t < tap_count; t++, words += LANES)
     for (g = 0; g < slots; g++)
@@ -76,15 +78,25 @@ static void accumulate(float *sums, int first, const void *weights, const float 
       }
 }
 
-
 const kernel binwrn_plain = {"plain",
-                             {LANES, BUNDLE, SLOTS, TABLE, 1, tables, accumulate},
-                             {4, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage_plain, accumulate_floats_plain},
+                             {LANES, BUNDLE, SLOTS, TABLE, 1, tables, accumulate, NULL},
+                             {4, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage_plain, accumulate_floats_plain, NULL},
                              code,
                              depthwise_plain,
                              finish_plain,
                              apply_plain};
 
+#ifdef __wasm_simd128__
+#include "kernel_wasm.h"
+static const kernel binwrn_wasm = {
+    "wasm",
+    {LANES_WASM, BUNDLE_WASM, SLOTS_WASM, TABLE_WASM, 1, NULL, accumulate_wasm, interleave_wasm},
+    {4, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage_plain, accumulate_floats_plain, NULL},
+    code_wasm,
+    depthwise_plain,
+    finish_plain,
+    apply_plain};
+#endif
 #if defined(__x86_64__) || defined(__i386__)
 extern const kernel binwrn_avx2, binwrn_avx512;
 #endif
@@ -101,6 +113,8 @@ const kernel *binwrn_choose_kernel(const char *name) {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &binwrn_avx2;
 #elif defined(__aarch64__) && !defined(__AARCH64EB__)
   found[count++] = &binwrn_neon; /* part of the architecture */
+#elif defined(__wasm_simd128__)
+  found[count++] = &binwrn_wasm;
 #endif
   found[count++] = &binwrn_plain;
   if (!name) return found[0];

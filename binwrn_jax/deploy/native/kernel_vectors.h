@@ -39,12 +39,13 @@ TARGET static void NAME(stage)(const float *inputs, size_t step, int pixels, int
 }
 
 TARGET static void NAME(accumulate_floats)(float *sums, int first, const void *weights, const float *tables,
-                                           const uint32_t *taps, int tap_count, int slots) {
+                                           const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const float *w = weights;
   int t, g;
 #define BEGIN(p) VECTOR a##p = first ? SPLAT(0) : LOAD(sums + WIDTH * p);
 #define STEP(p) a##p = MULTIPLY_ADD(weight, SPLAT(x[p * FLOAT_SLOTS]), a##p);
 #define END(p) STORE(sums + WIDTH * p, a##p);
+  (void)apart;
   EACH_PIXEL(BEGIN)
   for (t = 0; t < tap_count; t++, w += FLOAT_SLOTS * WIDTH) {
     const float *x = tables + taps[t];

@@ -70,7 +70,7 @@ TARGET_16 static void tables16(const float *x, size_t step, int pixels, int n, c
 }
 
 TARGET_16 static void accumulate16(float *sums, int first, const void *weights, const float *tables,
-                         const uint32_t *taps, int tap_count, int slots) {
+                         const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const uint32_t *words = weights;
   const __m512i top = _mm512_set1_epi32((int)0x80000000u), one = _mm512_set1_epi32(0x3f800000);
   int t, g;
@@ -79,6 +79,7 @@ TARGET_16 static void accumulate16(float *sums, int first, const void *weights, 
   a##p = _mm512_fmadd_ps( \
       _mm512_permutexvar_ps(word, _mm512_load_ps(table + p * SLOTS6 * TABLE16)), sign, a##p);
 #define STORE(p) _mm512_store_ps(sums + LANES16 * p, a##p);
+  (void)apart;
   EACH(LOAD)
   for (t = 0; t < tap_count; t++, words += LANES16) {
     const float *table = tables + taps[t];
@@ -99,8 +100,8 @@ TARGET_16 static void accumulate16(float *sums, int first, const void *weights, 
 
 extern const kernel binwrn_avx512;
 const kernel binwrn_avx512 = {"avx512",
-                              {LANES16, BUNDLE5, SLOTS6, TABLE16, 1, tables16, accumulate16},
-                              {LANES16, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage16, accumulate_floats16},
+                              {LANES16, BUNDLE5, SLOTS6, TABLE16, 1, tables16, accumulate16, NULL},
+                              {LANES16, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage16, accumulate_floats16, NULL},
                               code16,
                               depthwise16,
                               finish16,
@@ -157,7 +158,7 @@ TARGET_8 static void tables8(const float *x, size_t step, int pixels, int n, con
 }
 
 TARGET_8 static void accumulate8(float *sums, int first, const void *weights, const float *tables,
-                         const uint32_t *taps, int tap_count, int slots) {
+                         const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const uint32_t *words = weights;
   const __m256i top = _mm256_set1_epi32((int)0x80000000u), one = _mm256_set1_epi32(0x3f800000);
   int t, g;
@@ -166,6 +167,7 @@ TARGET_8 static void accumulate8(float *sums, int first, const void *weights, co
   a##p = _mm256_fmadd_ps( \
       _mm256_permutevar8x32_ps(_mm256_load_ps(table + p * SLOTS8 * TABLE8), word), sign, a##p);
 #define STORE(p) _mm256_store_ps(sums + LANES8 * p, a##p);
+  (void)apart;
   EACH(LOAD)
   for (t = 0; t < tap_count; t++, words += LANES8) {
     const float *table = tables + taps[t];
@@ -186,8 +188,8 @@ TARGET_8 static void accumulate8(float *sums, int first, const void *weights, co
 
 extern const kernel binwrn_avx2;
 const kernel binwrn_avx2 = {"avx2",
-                            {LANES8, BUNDLE4, SLOTS8, TABLE8, 1, tables8, accumulate8},
-                            {LANES8, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage8, accumulate_floats8},
+                            {LANES8, BUNDLE4, SLOTS8, TABLE8, 1, tables8, accumulate8, NULL},
+                            {LANES8, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage8, accumulate_floats8, NULL},
                             code8,
                             depthwise8,
                             finish8,
