@@ -31,6 +31,7 @@ EXTRAS = {
     "sklearn": "data",
     "tensorboardX": "loggers",
     "wandb": "loggers",
+    "wasmtime": "web",
     "ziglang": "web",
 }
 

@@ -1,4 +1,4 @@
-"""``binwrn export MODEL --format packed|onnx|stablehlo|c --output FILE``: a file to deploy, proven equal."""
+"""``binwrn export MODEL --format packed|onnx|... --output FILE``: to deploy, proven equal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from binwrn_jax.cli.output import check_file_output, print_line
+from binwrn_jax.cli.output import check_file_output, check_folder_output, print_line
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.dataset import ImageOptions
 from binwrn_jax.data.open import is_own, open_dataset
@@ -28,6 +28,7 @@ from binwrn_jax.deploy.formats import (
     read_model_file,
 )
 from binwrn_jax.deploy.packed import PackedModel, pack, write_packed
+from binwrn_jax.deploy.web import write_web
 from binwrn_jax.errors import UserError
 from binwrn_jax.store.model import Model
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="workdir, model folder, packed or ONNX file")
     names = [known.name for known in all_formats() if known.write]
     parser.add_argument("--format", required=True, choices=names)
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="a folder for web")
     parser.add_argument(
         "--coding",
         choices=("entropy",),
@@ -61,16 +62,26 @@ def run(arguments: argparse.Namespace) -> int:
         if known.name != "packed":
             raise UserError(f"--coding is for --format packed: {known.name} files are not coded")
         known = dataclasses.replace(known, write=partial(write_packed, coding=arguments.coding))
-    for path in (output, *(output.with_suffix(suffix) for suffix in known.companions)):
-        what = f"{known.name} file of `binwrn export`"
-        check_file_output(path, [arguments.model], what, partial(_written_here, known))
+    _check_output(known, output, arguments.model)
     packed, images, source, reference = _read_source(arguments)
+    if known.name == "web" and "RANDOM" not in source:
+        known = dataclasses.replace(known, write=partial(write_web, examples=images))
     lines = write_verified(known, packed, output, images, reference)
     print_line(f"{output}: {known.summary(output, packed)}")
     print_line(f"compared on {source}")
     for line in lines:
         print_line(line)
     return 0
+
+
+def _check_output(known: Format, output: Path, model: Path) -> None:
+    """Refuses to replace what is no earlier export in this format."""
+    if known.mark:
+        check_folder_output(output, [model], f"{known.name} folder of `binwrn export`", known.mark)
+        return
+    for path in (output, *(output.with_suffix(suffix) for suffix in known.companions)):
+        what = f"{known.name} file of `binwrn export`"
+        check_file_output(path, [model], what, partial(_written_here, known))
 
 
 def _read_source(arguments: argparse.Namespace) -> tuple[PackedModel, np.ndarray, str, np.ndarray]:

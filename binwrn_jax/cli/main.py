@@ -17,7 +17,7 @@ VERBS = {
     "predict": ("predict", "name what is on images"),
     "evaluate": ("evaluate", "measure the error of a model on a data set"),
     "compare": ("compare", "put runs beside each other: errors, times, settings, curves"),
-    "export": ("export", "write a model as a packed, ONNX, StableHLO or C file, proven equal"),
+    "export": ("export", "write a model as a packed, ONNX, StableHLO or C file or a web page, proven equal"),
     "verify": ("verify", "prove that a packed file is what it says"),
     "inspect": ("inspect", "list the layers of a model with their bits"),
     "import": ("import_released", "turn a file released by the paper's author into a model"),

@@ -14,7 +14,7 @@ from binwrn_jax.deploy.packed import PackedModel, pack
 from binwrn_jax.deploy.predictor import JaxPredictor
 from binwrn_jax.errors import UserError
 from binwrn_jax.store.model import Model
-from binwrn_jax.system.files import replace_files
+from binwrn_jax.system.files import replace_files, replace_folder
 
 # Largest difference of two logits, relative to the largest logit. All readers compute in float32 but sum in
 # different orders, which makes a difference of about 1e-6 in the networks of the paper.
@@ -58,7 +58,7 @@ def write_verified(
     Args:
       known: format of the file.
       packed: the model.
-      path: of the file; an older one there stays until the new one is proven.
+      path: of the file or folder; an older one there stays until the new one is proven.
       images: uint8 ``[N, H, W, C]``.
       reference: their logits by the trained network, float32 ``[N, classes]``.
 
@@ -75,11 +75,11 @@ def write_verified(
         raise UserError(f"files of the format {known.name} cannot be written")
     if not path.absolute().parent.is_dir():
         raise UserError(f"cannot write {path}: there is no such folder")
-    if path.is_dir():
+    if path.is_dir() and not known.mark:
         raise UserError(f"cannot write {path}: it is a folder")
 
     def write_and_compare(folder: Path) -> None:
-        unverified = folder / path.name
+        unverified = folder if known.mark else folder / path.name
         write(packed, unverified)
         for name, reader in proofs.items():
             with exact_arithmetic():
@@ -95,7 +95,8 @@ def write_verified(
                 f"{error:.1e} of the largest (tolerance {TOLERANCE:g})"
             )
 
-    replace_files(path, write_and_compare)
+    replace = replace_folder if known.mark else replace_files
+    replace(path, write_and_compare)
     return lines
 
 

@@ -19,6 +19,7 @@ from binwrn_jax.deploy.onnx_file import open_onnx, read_onnx, write_onnx
 from binwrn_jax.deploy.packed import PackedModel, read_packed, write_packed
 from binwrn_jax.deploy.predictor import JaxPredictor, LayerRow
 from binwrn_jax.deploy.stablehlo import open_stablehlo, write_stablehlo
+from binwrn_jax.deploy.web import MARK, open_web, summary_of_web, write_web
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE, Predictor
 from binwrn_jax.store.model import Model
@@ -58,6 +59,7 @@ class Format:
       companions: suffixes of the files that ``write`` writes beside.
       summary: says of a written file what a user wants to read of it.
       extra: of this package, which brings what the format needs; '' for none.
+      mark: of a format that is a folder and no file, the path of a file that each such folder has; else ''.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Format:
     companions: tuple[str, ...] = ()
     summary: Callable[[Path, PackedModel], str] = _size
     extra: str = ""
+    mark: str = ""
 
 
 def _is_packed(start: bytes, size: int) -> bool:
@@ -124,6 +127,16 @@ FORMATS = (
         proofs={"compiled here": open_c},
         companions=(".h",),
         summary=lambda path, packed: summary_of_c(path),
+    ),
+    Format(
+        "web",
+        "",
+        lambda start, size: False,  # a folder
+        write=write_web,
+        proofs={"WebAssembly": open_web},
+        summary=lambda path, packed: summary_of_web(path),
+        extra="web",
+        mark=MARK,
     ),
 )
 

@@ -44,6 +44,7 @@ class Library:
       inputs: the sources and headers: a change of their names or content compiles anew.
       versions: of other things, a change of which compiles anew.
       symbols: functions that the library must have.
+      suffix: of its file.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Library:
     inputs: tuple[Path, ...]
     versions: tuple[str, ...]
     symbols: tuple[str, ...]
+    suffix: str = ".so"
 
     def key(self) -> str:
         """A hash of all that the library is made of, the compiler's version and the computer's kind among it.
@@ -117,7 +119,7 @@ def build(library: Library, folder: Path | None = None) -> Path:
             folder = user_cache(library.name)
             _make_private(folder.parent)
         _make_private(folder)
-        good, bad, leftovers = _look(folder, f"{library.name}-{key}-")
+        good, bad, leftovers = _look(folder, f"{library.name}-{key}-", library.suffix)
         if good and not leftovers:
             return good
         with _locked(folder, wait=good is None) as alone:
@@ -125,7 +127,8 @@ def build(library: Library, folder: Path | None = None) -> Path:
                 _remove_leftovers(folder)
             if good:
                 return good
-            good, bad, _ = _look(folder, f"{library.name}-{key}-")  # another process may have made it
+            # Another process may have made it.
+            good, bad, _ = _look(folder, f"{library.name}-{key}-", library.suffix)
             if good:
                 return good
             for path, reason in bad[:1]:
@@ -156,13 +159,13 @@ def _make_private(folder: Path) -> None:
                 raise
 
 
-def _look(folder: Path, prefix: str) -> tuple[Path | None, list[tuple[Path, str]], bool]:
+def _look(folder: Path, prefix: str, suffix: str) -> tuple[Path | None, list[tuple[Path, str]], bool]:
     """The library, files of its name that are not to be used with the reason, whether there are leftovers."""
     good, bad, leftovers = None, [], False
     for name in sorted(os.listdir(folder)):
         leftovers = leftovers or name.startswith(_SCRATCH)
-        if name.startswith(prefix) and name.endswith(".so"):
-            reason = _fault(folder / name, name.removeprefix(prefix).removesuffix(".so"))
+        if name.startswith(prefix) and name.endswith(suffix):
+            reason = _fault(folder / name, name.removeprefix(prefix).removesuffix(suffix))
             if reason:
                 bad.append((folder / name, reason))
             else:
@@ -217,7 +220,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _compile(library: Library, key: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-        made = Path(scratch, "made.so")
+        made = Path(scratch, "made" + library.suffix)
         command = [library.compiler, *library.arguments, "-o", str(made)]
         result = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if result.returncode or not made.is_file():
@@ -227,6 +230,6 @@ def _compile(library: Library, key: str, folder: Path) -> Path:
                 f"the compiler {library.compiler} cannot build {library.title}: {reason.strip()[:300]}"
             )
         made.chmod(0o700)
-        path = folder / f"{library.name}-{key}-{_hash(made.read_bytes())}.so"
+        path = folder / f"{library.name}-{key}-{_hash(made.read_bytes())}{library.suffix}"
         replace_file(path, lambda temporary: os.replace(made, temporary))
     return path

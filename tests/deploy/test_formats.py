@@ -66,10 +66,12 @@ def plugins(monkeypatch):
 
 
 def test_the_table():
-    assert [known.name for known in FORMATS] == ["packed", "onnx", "stablehlo", "c"]
+    assert [known.name for known in FORMATS] == ["packed", "onnx", "stablehlo", "c", "web"]
     assert all(known.write and known.proofs for known in FORMATS)
     assert get_format("onnx") is FORMATS[1]
-    with pytest.raises(UserError, match="unknown format 'tflite': choose one of packed, onnx, stablehlo, c"):
+    with pytest.raises(
+        UserError, match="unknown format 'tflite': choose one of packed, onnx, stablehlo, c, web"
+    ):
         get_format("tflite")
 
 
