@@ -157,6 +157,7 @@ def peak_flops(device: str, dtype: str, samples: Samples) -> float | None:
 def measure(setting: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """All engines and parts of one setting, round by round."""
     from binwrn_jax.graph.cost import training_flops
+    from binwrn_jax.nn.wide_resnet import WideResNet
 
     workers = {"ours": start("ours", setting, arguments)}
     ready = workers["ours"].ready
@@ -171,9 +172,8 @@ def measure(setting: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
         for worker in workers.values():
             worker.close()
 
-    flops = setting["batch"] * training_flops(
-        setting["depth"], setting["width"], setting["classes"], tuple(setting["image_shape"])
-    )
+    network = WideResNet(setting["depth"], setting["width"], setting["classes"])
+    flops = setting["batch"] * training_flops(network, tuple(setting["image_shape"]))
     top = peak_flops(device, setting["dtype"], samples)
     rows = rates(samples, setting, flops, top)
     engines = {"ours": {**rows["ours", "whole"], **ready["programs"]["whole"], **memory["ours"]}}

@@ -15,6 +15,7 @@ from binwrn_jax.evaluation import cross_entropy as cross_entropy
 from binwrn_jax.evaluation import evaluate as evaluate
 from binwrn_jax.evaluation import make_eval_step as make_eval_step
 from binwrn_jax.evaluation import metric_sums as metric_sums
+from binwrn_jax.graph.cost import cost as cost
 from binwrn_jax.nn.binarize import binarize as binarize
 from binwrn_jax.nn.binarize import by_path as by_path
 from binwrn_jax.nn.layers import BatchNorm as BatchNorm
@@ -33,6 +34,7 @@ from binwrn_jax.training.config import base_config as base_config
 from binwrn_jax.training.loop import train as train
 from binwrn_jax.training.moments import dataset_moments as dataset_moments
 from binwrn_jax.training.moments import make_moments_step as make_moments_step
+from binwrn_jax.training.moments import recompute_moments as recompute_moments
 from binwrn_jax.training.optimizer import sgd as sgd
 from binwrn_jax.training.recipes import Recipe as Recipe
 from binwrn_jax.training.recipes import paper_recipe as paper_recipe

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from binwrn_jax.data.catalog import DATASETS
 from binwrn_jax.errors import UserError
 from binwrn_jax.graph.cost import training_flops
-from binwrn_jax.nn.wide_resnet import architecture
+from binwrn_jax.nn.wide_resnet import WideResNet, architecture
 from binwrn_jax.parallel.hardware import PEAKS
 from paper.tables import ERRORS, KERAS, MNIST, TABLE1, TABLE2
 
@@ -87,8 +87,9 @@ class Experiment:
         """Of the convolutions, forward and backward."""
         config = self.config()
         data = DATASETS[config.data.name]
-        size = data.num_classes, data.image_shape
-        return training_flops(config.model.depth, config.model.width, *size) / 1e9
+        return (
+            _training_flops(config.model.depth, config.model.width, data.num_classes, data.image_shape) / 1e9
+        )
 
     @property
     def images_in_all(self) -> int:
@@ -101,6 +102,11 @@ class Experiment:
         wide = architecture(model.depth, model.width).channels >= WIDE
         flop = self.images_in_all * self.gflop_per_image * 1e9
         return {machine: flop / rates[wide] / 3600 for machine, rates in MACHINES.items()}
+
+
+@functools.cache
+def _training_flops(depth: int, width: float, num_classes: int, image_shape: tuple[int, int, int]) -> int:
+    return training_flops(WideResNet(depth=depth, width=width, num_classes=num_classes), image_shape)
 
 
 @functools.cache

@@ -11,7 +11,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [("linen_network", ".safetensors"), ("nnx_network", ".onnx"), ("equinox_network", ".safetensors")],
+    [
+        ("linen_network", ".safetensors"),
+        ("nnx_network", ".onnx"),
+        ("equinox_network", ".safetensors"),
+        ("mobilenet_v2", ".safetensors"),
+    ],
 )
 def test_examples_train_export_and_open(tmp_path, monkeypatch, name, suffix):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -26,5 +31,5 @@ def test_examples_train_export_and_open(tmp_path, monkeypatch, name, suffix):
 def test_each_example_is_tested_and_documented():
     document = (EXAMPLES.parent / "docs" / "own-network.md").read_text()
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"linen_network", "nnx_network", "equinox_network"}
+    assert names == {"linen_network", "nnx_network", "equinox_network", "mobilenet_v2"}
     assert all(f"examples/{name}.py" in document for name in names)

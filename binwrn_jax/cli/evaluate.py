@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from binwrn_jax.cli.output import check_file_output, is_png, print_line
+from binwrn_jax.cli.output import add_network_argument, check_file_output, is_png, own_network, print_line
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.dataset import Dataset, DatasetInfo, ImageOptions
 from binwrn_jax.data.jpeg import CROPS
@@ -41,6 +41,7 @@ from binwrn_jax.training.progress import Progress
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", type=Path, help="workdir, model folder, or packed, ONNX or StableHLO file")
+    add_network_argument(parser)
     parser.add_argument(
         "--dataset",
         required=True,
@@ -100,7 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures and prints."""
     check_arguments(arguments)
     predictor = open_model(
-        arguments.model, runtime=arguments.runtime, dtype=arguments.dtype, batch_size=arguments.batch_size
+        arguments.model,
+        runtime=arguments.runtime,
+        dtype=arguments.dtype,
+        batch_size=arguments.batch_size,
+        network=own_network(arguments.network, arguments.model),
     )
     dataset = open_for(predictor, arguments)
     spec = dataset.info

@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from binwrn_jax.cli.output import check_file_output, check_folder_output, print_line
+from binwrn_jax.cli.output import (
+    add_network_argument,
+    check_file_output,
+    check_folder_output,
+    own_network,
+    print_line,
+)
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.dataset import ImageOptions
 from binwrn_jax.data.open import is_own, open_dataset
@@ -38,6 +44,7 @@ IMAGES = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", type=Path, help="workdir, model folder, packed or ONNX file")
+    add_network_argument(parser)
     names = [known.name for known in all_formats() if known.write]
     parser.add_argument("--format", required=True, choices=names)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="a folder for web")
@@ -63,13 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--coding is for --format packed: {known.name} files are not coded")
         known = dataclasses.replace(known, write=partial(write_packed, coding=arguments.coding))
     _check_output(known, output, arguments.model)
-    packed, images, source, reference = _read_source(arguments)
+    packed, images, source, (reference, notes) = _read_source(arguments)
     if known.name == "web" and "RANDOM" not in source:
         known = dataclasses.replace(known, write=partial(write_web, examples=images))
     lines = write_verified(known, packed, output, images, reference)
     print_line(f"{output}: {known.summary(output, packed)}")
     print_line(f"compared on {source}")
-    for line in lines:
+    for line in (*notes, *lines):
         print_line(line)
     return 0
 
@@ -84,11 +91,13 @@ def _check_output(known: Format, output: Path, model: Path) -> None:
         check_file_output(path, [model], what, partial(_written_here, known))
 
 
-def _read_source(arguments: argparse.Namespace) -> tuple[PackedModel, np.ndarray, str, np.ndarray]:
-    """The packed model, images to compare on, what they are in words, and the network's logits of them."""
+def _read_source(
+    arguments: argparse.Namespace,
+) -> tuple[PackedModel, np.ndarray, str, tuple[np.ndarray, tuple[str, ...]]]:
+    """The packed model, images to compare on, what they are in words, and what `reference_of` gives."""
     kind = format_of(arguments.model)
     if kind is None:
-        model = Model.load(arguments.model)
+        model = Model.load(arguments.model, network=own_network(arguments.network, arguments.model))
         images, source = images_for(model.description.to_dict(), arguments.images, arguments.data_dir)
         packed = pack(model, images[0], arguments.license)
         return packed, images, source, reference_of(model, images)
@@ -97,7 +106,7 @@ def _read_source(arguments: argparse.Namespace) -> tuple[PackedModel, np.ndarray
         packed = dataclasses.replace(packed, metadata={**packed.metadata, "license": arguments.license})
     images, source = images_for(packed.description, arguments.images, arguments.data_dir)
     with exact_arithmetic():
-        return packed, images, source, open_model(arguments.model)(images)
+        return packed, images, source, (open_model(arguments.model)(images), ())
 
 
 def _written_here(known: Format, path: Path) -> bool:

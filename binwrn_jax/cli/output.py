@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from binwrn_jax.errors import UserError, printable
-from binwrn_jax.store.model import MODEL_FILE
+from binwrn_jax.nn.registry import default_fields, import_network
+from binwrn_jax.store.model import MODEL_FILE, read_description
 
 
 def print_line(text: str, error: bool = False) -> None:
@@ -18,6 +21,29 @@ def print_line(text: str, error: bool = False) -> None:
       error: to stderr.
     """
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def add_network_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--network``, see `own_network`."""
+    parser.add_argument(
+        "--network",
+        metavar="PACKAGE:FUNCTION",
+        help="of a model folder whose network is your own: its function of the configuration, as in training",
+    )
+
+
+def own_network(name: str | None, model: Path) -> Any:
+    """The network of the user's own that ``--network`` names, for a model folder; None without it.
+
+    Raises:
+      UserError: there is no such function, it gives no network, or the model is no folder.
+    """
+    if name is None:
+        return None
+    if model.is_file():
+        raise UserError(f"--network is for model folders: {model} is a file, which has its network in it")
+    description = read_description(model)
+    return import_network(name, description.model or default_fields(), description.num_classes)
 
 
 def check_file_output(

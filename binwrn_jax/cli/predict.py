@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from binwrn_jax.cli.output import print_line
+from binwrn_jax.cli.output import add_network_argument, own_network, print_line
 from binwrn_jax.data.images import RESIZE, UnreadableImage, find_images, read_images
 from binwrn_jax.deploy.formats import RUNTIMES, open_model
 from binwrn_jax.errors import UserError
@@ -21,6 +21,7 @@ from binwrn_jax.evaluation import BATCH_SIZE, probabilities
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", type=Path, help="workdir, model folder, or packed, ONNX or StableHLO file")
+    add_network_argument(parser)
     parser.add_argument(
         "images",
         nargs="+",
@@ -47,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise UserError(f"--top is {arguments.top}: it must be at least 1")
     sources = list(find_images(arguments.images))
-    predictor = open_model(arguments.model, runtime=arguments.runtime)
+    network = own_network(arguments.network, arguments.model)
+    predictor = open_model(arguments.model, runtime=arguments.runtime, network=network)
     description = predictor.description
     resize = (description.get("input") or {}).get("resize", "bilinear")
     if resize not in RESIZE:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from binwrn_jax.deploy.formats import Format, get_format
+from binwrn_jax.deploy.graph_runtime import run
 from binwrn_jax.deploy.packed import PackedModel, pack
-from binwrn_jax.deploy.predictor import JaxPredictor
+from binwrn_jax.deploy.predictor import JaxPredictor, in_batches
 from binwrn_jax.errors import UserError
+from binwrn_jax.evaluation import BATCH_SIZE
+from binwrn_jax.graph.operations import Graph
+from binwrn_jax.graph.simplify import simplify
+from binwrn_jax.graph.trace import activation_dtypes, split, trace
+from binwrn_jax.nn.operations import portable
+from binwrn_jax.nn.wide_resnet import WideResNet
 from binwrn_jax.store.model import Model
 from binwrn_jax.system.files import replace_files, replace_folder
 
 # Largest difference of two logits, relative to the largest logit. All readers compute in float32 but sum in
 # different orders, which makes a difference of about 1e-6 in the networks of the paper.
 TOLERANCE = 1e-4
+LOW_PRECISION_TOLERANCE = 0.05  # of logits in bfloat16, which has 8 bits
 
 
 def compare(reference: np.ndarray, logits: np.ndarray) -> tuple[float, int]:
@@ -100,19 +110,74 @@ def write_verified(
     return lines
 
 
-def reference_of(model: Model, images: np.ndarray) -> np.ndarray:
-    """Logits ``[N, classes]`` of uint8 images ``[N, H, W, C]``, computed in float32 as in all files."""
-    with exact_arithmetic():
-        return JaxPredictor(model, dtype="float32")(images)
+def reference_of(model: Model, images: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Logits ``[N, classes]`` of uint8 images ``[N, H, W, C]``, computed in float32 as in all files.
+
+    Returns:
+      The logits, and lines about them for the user.
+    """
+    if isinstance(model.network, WideResNet):
+        with exact_arithmetic():
+            return JaxPredictor(model, dtype="float32")(images), ()
+    shape = model.description.image_shape
+    graph = lambda: simplify(trace(model.apply, model.variables, shape))  # noqa: E731
+    return reference_logits(model.apply, model.variables, graph, images)
 
 
-def pack_model(folder: Path, path: Path, images: np.ndarray) -> tuple[PackedModel, list[str]]:
+def reference_logits(
+    apply: Callable[[Any, Any], Any], variables: Any, graph: Callable[[], Graph], images: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The logits that a file of any network must give, and lines about them for the user.
+
+    They are the network's own, unless it computes with fewer bits than float32: then those of its graph.
+
+    Args:
+      apply: ``apply(variables, images)``, the network at inference.
+      variables: any tree.
+      graph: gives the network's graph.
+      images: uint8 ``[N, H, W, C]``.
+
+    Raises:
+      UserError: in float32 the network is another one.
+    """
+    leaves, _, function = split(apply, variables)
+    with exact_arithmetic(), portable():
+        logits = jax.jit(function)
+
+        def network(batch: np.ndarray) -> jax.Array:
+            return logits(leaves, batch).astype(jnp.float32)
+
+        classes = logits.eval_shape(leaves, images[:1]).shape[-1]
+        own = in_batches(network, images, classes, BATCH_SIZE)
+        dtypes = activation_dtypes(apply, variables, images.shape[1:])
+        low = [dtype for dtype in dtypes if dtype in ("bfloat16", "float16")]
+        if not low:
+            return own, ()
+        found = graph()
+        tensors = {op.output: {k: jnp.asarray(v) for k, v in op.tensors.items()} for op in found.operations}
+        exact = in_batches(jax.jit(lambda batch: run(found, tensors, batch)), images, classes, BATCH_SIZE)
+    error, _ = compare(exact, own)
+    if not error <= LOW_PRECISION_TOLERANCE:
+        raise UserError(
+            f"the network computes in {low[0]}; in float32 its logits differ by {error:.1e} of the largest "
+            f"(tolerance {LOW_PRECISION_TOLERANCE:g}): give an apply in float32"
+        )
+    return exact, (
+        f"the network computes in {low[0]} and the file in float32: their logits differ by {error:.1e} of "
+        f"the largest (tolerance {LOW_PRECISION_TOLERANCE:g})",
+    )
+
+
+def pack_model(
+    folder: Path, path: Path, images: np.ndarray, network: Any = None
+) -> tuple[PackedModel, list[str]]:
     """Packs what a model folder holds into a verified file; the end of each 1-bit training run.
 
     Args:
       folder: of the model.
       path: of the packed file.
       images: uint8 ``[N, H, W, C]`` to compare on, the first one becomes the golden image.
+      network: of a model whose network is none of this package, see `Model.load`.
 
     Returns:
       The packed model and a line for each reader.
@@ -120,6 +185,7 @@ def pack_model(folder: Path, path: Path, images: np.ndarray) -> tuple[PackedMode
     Raises:
       UserError: nothing to pack, or it does not agree with the trained network.
     """
-    model = Model.load(folder)
+    model = Model.load(folder, network=network)
     packed = pack(model, images[0])
-    return packed, write_verified(get_format("packed"), packed, path, images, reference_of(model, images))
+    reference, notes = reference_of(model, images)
+    return packed, [*notes, *write_verified(get_format("packed"), packed, path, images, reference)]

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from binwrn_jax.deploy.c_source.program import open_c, summary_of_c, write_c
 from binwrn_jax.deploy.jax_runtime import open_packed
@@ -197,7 +198,12 @@ def format_of(path: str | Path) -> Format | None:
 
 
 def open_model(
-    path: str | Path, *, runtime: str = "auto", dtype: str | None = None, batch_size: int = BATCH_SIZE
+    path: str | Path,
+    *,
+    runtime: str = "auto",
+    dtype: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    network: Any = None,
 ) -> Predictor:
     """Opens a model of any kind; what a file is, its content tells and not its name.
 
@@ -209,6 +215,7 @@ def open_model(
       dtype: of the activations of a model folder, ``'float32'`` or ``'bfloat16'``; None: as it was
         trained. The files have theirs fixed.
       batch_size: images per run of the network, for a model folder.
+      network: of a model folder whose network is none of this package, see `Model.load`.
 
     Raises:
       UserError: nothing there, nothing that can be run, or options that do not go with it.
@@ -220,7 +227,9 @@ def open_model(
     if known is None:
         if runtime != "auto":
             raise UserError(f"{path}: runtime {runtime!r} reads packed files only: `binwrn export` makes one")
-        return JaxPredictor(Model.load(path), dtype=dtype, batch_size=batch_size)
+        return JaxPredictor(Model.load(path, network=network), dtype=dtype, batch_size=batch_size)
+    if network is not None:
+        raise UserError(f"{path}: a {known.name} file has its network in it: give no other")
     if dtype:
         raise UserError(
             f"{path}: a {known.name} file has its dtype fixed: give a model folder, or no --dtype"

@@ -10,120 +10,31 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
+from binwrn_jax.deploy.onnx_graph import OPSET, OnnxGraph
+from binwrn_jax.deploy.packed import PackedModel, serialise
 from binwrn_jax.errors import UserError, require
 from binwrn_jax.evaluation import BATCH_SIZE
 from binwrn_jax.system.files import replace_file
 
-if TYPE_CHECKING:
-    from binwrn_jax.deploy.packed import PackedModel
-
-OPSET = 18  # the first with BitwiseAnd
 IR_VERSION = 8  # that came with opset 18; a newer one would shut out runtimes for nothing
 TOLERANCE = 1e-3  # of the golden logits, relative to the largest; runtimes differ by about 1e-6
 DOC_STRING = (
-    "Wide residual network with one bit per convolution weight (McDonnell, ICLR 2018). The uint8 "
+    "Network with one bit per weight (McDonnell, ICLR 2018). The uint8 "
     "initialisers *.bits hold 8 weights per byte, least significant bit first; the graph unpacks them "
     "into +1 and -1. Input: raw pixels, NHWC, 0..255."
 )
 
 
-class _Graph:
-    """Nodes and initialisers of an ONNX graph in the making."""
-
-    def __init__(self, onnx: Any) -> None:
-        self._onnx = onnx
-        self.nodes: list[Any] = []
-        self.initializers: dict[str, Any] = {}
-
-    def constant(self, name: str, value: np.ndarray) -> str:
-        """Adds an initialiser once; returns its name."""
-        if name not in self.initializers:
-            self.initializers[name] = self._onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def integers(self, *values: int) -> str:
-        """An int64 ``[len(values)]`` constant, as shapes and axes are given."""
-        return self.constant("int64_" + "_".join(map(str, values)), np.array(values, np.int64))
-
-    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Adds a node with one output; returns the output's name."""
-        self.nodes.append(self._onnx.helper.make_node(op, inputs, [output], name=output, **attributes))
-        return output
-
-
-def _signs(graph: _Graph, packed: PackedModel, operation: dict[str, Any]) -> str:
-    """The nodes from the bits of a convolution to its float weights ``[C_out, C_in, F_h, F_w]``."""
-    name, (height, width), (c_in, c_out) = operation["tensor"], operation["window"], operation["channels"]
-    rows, k = packed.bits[name], height * width * c_in
-    bits = graph.constant(f"{name}.bits", rows)
-    column = graph.node("Unsqueeze", [bits, graph.integers(2)], f"{name}.bytes")
-    masks = graph.constant("masks", np.left_shift(1, np.arange(8)).astype(np.uint8))
-    masked = graph.node("BitwiseAnd", [column, masks], f"{name}.masked")
-    is_one = graph.node("Cast", [masked], f"{name}.is_one", to=graph._onnx.TensorProto.BOOL)
-    plus, minus = (
-        graph.constant(n, np.array(v, np.float32)) for n, v in (("plus_one", 1), ("minus_one", -1))
-    )
-    signs = graph.node("Where", [is_one, plus, minus], f"{name}.signs")
-    signs = graph.node("Reshape", [signs, graph.integers(c_out, 8 * rows.shape[1])], f"{name}.rows")
-    if 8 * rows.shape[1] != k:
-        inputs = [signs, graph.integers(0), graph.integers(k), graph.integers(1)]
-        signs = graph.node("Slice", inputs, f"{name}.cut")
-    signs = graph.node("Reshape", [signs, graph.integers(c_out, height, width, c_in)], f"{name}.ohwi")
-    return graph.node("Transpose", [signs], f"{name}.weights", perm=[0, 3, 1, 2])
-
-
-def _window(operation: dict[str, Any]) -> dict[str, list[int]]:
-    """The attributes that convolutions and pools share."""
-    (top, bottom), (left, right) = operation["pads"]
-    return {
-        "kernel_shape": operation["window"],
-        "strides": operation["stride"],
-        "pads": [top, left, bottom, right],
-    }
-
-
 def _build(onnx: Any, packed: PackedModel) -> Any:
     """The ONNX model of a packed network."""
     helper, types = onnx.helper, onnx.TensorProto
-    graph = _Graph(onnx)
-    pixels = graph.node("Cast", ["images"], "pixels", to=types.FLOAT)
-    values = {"image": graph.node("Transpose", [pixels], "image", perm=[0, 3, 1, 2])}
-    channels = {name: shape[-1] for name, shape in packed.value_shapes.items()}
-
-    for index, operation in enumerate(packed.operations):
-        op, inputs = operation["op"], [values[name] for name in operation["in"]]
-        # Numbered, so that no name in a packed file can clash with the names given here.
-        out = "logits" if operation is packed.operations[-1] else f"value{index}"
-        values[operation["out"]] = out
-        if op == "affine":
-            name, least = operation["tensor"], operation.get("min")
-            scale, offset = (part.reshape(1, -1, 1, 1) for part in packed.affines[name])
-            y = graph.node("Mul", [*inputs, graph.constant(f"{name}.scale", scale)], f"{name}.scaled")
-            shifted = out if least is None else f"{name}.shifted"
-            y = graph.node("Add", [y, graph.constant(f"{name}.offset", offset)], shifted)
-            if least == 0:
-                graph.node("Relu", [y], out)
-            elif least is not None:
-                graph.node("Max", [y, graph.constant(f"{name}.min", np.array(least, np.float32))], out)
-        elif op == "conv":
-            graph.node("Conv", [*inputs, _signs(graph, packed, operation)], out, **_window(operation))
-        elif op == "average_pool":
-            graph.node("AveragePool", inputs, out, count_include_pad=0, **_window(operation))
-        elif op == "max_pool":
-            graph.node("MaxPool", inputs, out, **_window(operation))
-        elif op == "pad_channels":
-            added = channels[operation["out"]] - channels[operation["in"][0]]
-            graph.node("Pad", [*inputs, graph.integers(0, 0, 0, 0, 0, added, 0, 0)], out)
-        elif op == "add":
-            graph.node("Add", inputs, out)
-        else:
-            graph.node("Flatten", [graph.node("GlobalAveragePool", inputs, "mean")], out)
-
+    graph = OnnxGraph(onnx, packed)
+    graph.build()
     metadata = packed.metadata
     model = helper.make_model(
         helper.make_graph(
@@ -240,8 +151,6 @@ def read_onnx(path: str | Path) -> PackedModel:
       UserError: the package onnx is not installed; no such file; not an ONNX file of this project;
         damaged.
     """
-    from binwrn_jax.deploy.packed import PackedModel, serialise
-
     onnx = require("onnx", "reading the layers of an ONNX file")
     content = _read(path)
     try:
@@ -250,17 +159,20 @@ def read_onnx(path: str | Path) -> PackedModel:
     except Exception as error:  # of protobuf, which is no dependency of ours
         raise UserError(f"{path} is no ONNX file ({type(error).__name__}): export it again") from error
     metadata, image, logits = _metadata(properties, path)
-    bits, affines = {}, {}
+    bits, affines, kernels = {}, {}, {}
     try:
         tensors = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
         for operation in metadata["operations"]:
-            if operation["op"] == "conv":
+            if operation.get("weights") == "float32":
+                kernel = tensors[operation["tensor"] + ".kernel"]
+                kernels[operation["tensor"]] = np.ascontiguousarray(kernel.transpose(0, 2, 3, 1))
+            elif operation["op"] == "conv":
                 bits[operation["tensor"]] = tensors[operation["tensor"] + ".bits"]
             elif operation["op"] == "affine":
                 affines[operation["tensor"]] = tuple(
                     tensors[f"{operation['tensor']}.{part}"].ravel() for part in ("scale", "offset")
                 )
-        packed = PackedModel(metadata, bits, affines, image, logits)
+        packed = PackedModel(metadata, bits, affines, image, logits, kernels=kernels)
         serialise(packed)  # checks everything: sizes, the checksum of the bits
     except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unusable(path, error) from error
@@ -289,7 +201,7 @@ def _metadata(properties: dict[str, str], path: str | Path) -> tuple[dict[str, A
         metadata = numpy_reader.parse_json(properties["binwrn"], "the metadata 'binwrn'")
         numpy_reader.check_description(metadata)
         golden = json.loads(properties["golden"])
-        if (metadata["format"], metadata["version"]) != (numpy_reader.FORMAT, numpy_reader.VERSION):
+        if metadata["format"] != numpy_reader.FORMAT or metadata["version"] not in (1, 2):
             raise ValueError(f"format {metadata['format']!r}, version {metadata['version']!r}")
         image = np.frombuffer(base64.b64decode(golden["image"], validate=True), np.uint8)
         image = image.reshape(metadata["input"]["shape"])

@@ -7,27 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from binwrn_jax.data.arrays import check_images
-from binwrn_jax.deploy.export import compare, exact_arithmetic, write_verified
+from binwrn_jax.deploy.export import reference_logits, write_verified
 from binwrn_jax.deploy.formats import Format, all_formats, get_format
 from binwrn_jax.deploy.graph_file import weights_in_words
-from binwrn_jax.deploy.graph_runtime import run
 from binwrn_jax.deploy.packed import pack_graph
-from binwrn_jax.deploy.predictor import in_batches
 from binwrn_jax.errors import UserError
-from binwrn_jax.evaluation import BATCH_SIZE
-from binwrn_jax.graph.operations import Graph
 from binwrn_jax.graph.simplify import simplify
-from binwrn_jax.graph.trace import activation_dtypes, split, trace
-from binwrn_jax.nn.operations import portable
+from binwrn_jax.graph.trace import trace
 from binwrn_jax.store.description import Description
 
 IMAGES = 100
-LOW_PRECISION_TOLERANCE = 0.05  # of logits in bfloat16, which has 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +88,7 @@ def export(
         raise UserError(f"{len(class_names)} class names for a network of {classes} classes")
     description = Description(classes, shape, class_names=tuple(class_names or ()))
     packed = pack_graph(graph, description, images[0])
-    reference, notes = _reference(apply, variables, graph, images)
+    reference, notes = reference_logits(apply, variables, lambda: graph, images)
     lines = write_verified(known, packed, path, images, reference)
     return Exported(path, known.name, (compared, weights_in_words(graph), *notes, *lines))
 
@@ -119,37 +111,3 @@ def _format(path: Path, name: str | None) -> Format:
             return known
     suffixes = ", ".join(f"{known.suffix} ({known.name})" for known in all_formats() if known.write)
     raise UserError(f"the suffix of {path} names no format: use one of {suffixes}, or format=...")
-
-
-def _reference(
-    apply: Callable[[Any, Any], Any], variables: Any, graph: Graph, images: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The logits that the file must give, and what is to be said of them.
-
-    They are the network's own, unless it computes with fewer bits than float32: then those of its graph.
-    """
-    leaves, _, function = split(apply, variables)
-    classes = graph.shapes[graph.output][2]
-
-    def network(batch: np.ndarray) -> jax.Array:
-        return logits(leaves, batch).astype(jnp.float32)
-
-    with exact_arithmetic(), portable():
-        logits = jax.jit(function)
-        own = in_batches(network, images, classes, BATCH_SIZE)
-        dtypes = activation_dtypes(apply, variables, images.shape[1:])
-        low = [dtype for dtype in dtypes if dtype in ("bfloat16", "float16")]
-        if not low:
-            return own, ()
-        tensors = {op.output: {k: jnp.asarray(v) for k, v in op.tensors.items()} for op in graph.operations}
-        exact = in_batches(jax.jit(lambda batch: run(graph, tensors, batch)), images, classes, BATCH_SIZE)
-    error, _ = compare(exact, own)
-    if not error <= LOW_PRECISION_TOLERANCE:
-        raise UserError(
-            f"the network computes in {low[0]}; in float32 its logits differ by {error:.1e} of the largest "
-            f"(tolerance {LOW_PRECISION_TOLERANCE:g}): give an apply in float32"
-        )
-    return exact, (
-        f"the network computes in {low[0]} and the file in float32: their logits differ by {error:.1e} of "
-        f"the largest (tolerance {LOW_PRECISION_TOLERANCE:g})",
-    )

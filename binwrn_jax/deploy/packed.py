@@ -26,6 +26,7 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.graph.operations import Graph
 from binwrn_jax.graph.simplify import simplify
 from binwrn_jax.graph.trace import trace
+from binwrn_jax.nn.registry import is_own
 from binwrn_jax.store.description import Description
 from binwrn_jax.store.model import Model
 from binwrn_jax.system.files import replace_file
@@ -142,8 +143,11 @@ def pack(model: Model, golden_image: np.ndarray, license: str | None = None) -> 
       UserError: 32-bit weights, NaN weights, moments or scales that are not finite.
     """
     # `Model.apply` computes in float32, as all readers do, also where the network was trained in bfloat16.
-    graph = simplify(trace(model.apply, dict(model.variables), model.description.image_shape))
-    return pack_graph(graph, model.description, golden_image, license)
+    graph = simplify(trace(model.apply, model.variables, model.description.image_shape))
+    description = model.description
+    if is_own(description.model or {}):  # the file needs no code of the user's
+        description = dataclasses.replace(description, model=None)
+    return pack_graph(graph, description, golden_image, license)
 
 
 def pack_graph(

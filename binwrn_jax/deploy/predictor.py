@@ -11,7 +11,9 @@ import numpy as np
 
 from binwrn_jax.data.arrays import check_images
 from binwrn_jax.evaluation import BATCH_SIZE
+from binwrn_jax.graph.trace import split
 from binwrn_jax.store.model import Model
+from binwrn_jax.store.trees import call
 
 
 class JaxPredictor:
@@ -28,9 +30,10 @@ class JaxPredictor:
 
     def __init__(self, model: Model, *, dtype: str | None = None, batch_size: int = BATCH_SIZE) -> None:
         self.description = model.description.to_dict()
-        self._variables = jax.device_put(dict(model.variables))
+        leaves, _, function = split(partial(call, model.network_in(dtype)), model.variables)
+        self._variables = jax.device_put(leaves)
         self._batch_size = batch_size
-        self._apply: Callable[[Any, np.ndarray], jax.Array] = jax.jit(model.network_in(dtype).apply)
+        self._apply: Callable[[Any, np.ndarray], jax.Array] = jax.jit(function)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `Predictor`.

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from binwrn_jax.graph import cost
+from binwrn_jax.nn.registry import configured_network, network_name
 from binwrn_jax.parallel.hardware import peak
 from binwrn_jax.preflight.compile import (
     CompiledStep,
@@ -305,7 +306,7 @@ def _run(config: ConfigDict) -> Run:
     info = dataset_info(config)
     return Run(
         dataset=info.name,
-        network=f"{config.model.depth}-{config.model.width:g}",
+        network=network_name(config.model),
         weights=config.model.weights,
         dtype=config.model.dtype,
         batch_size=config.batch_size,
@@ -318,8 +319,8 @@ def _run(config: ConfigDict) -> Run:
 
 def _step(config: ConfigDict, machine: Machine, run: Run, program: CompiledStep, price: float | None) -> Step:
     info = dataset_info(config)
-    model = config.model
-    flops = run.batch_size * cost.training_flops(model.depth, model.width, info.num_classes, info.image_shape)
+    network = configured_network(config.model, info.num_classes)
+    flops = run.batch_size * cost.training_flops(network, info.image_shape)
     memory = dataclasses.asdict(program.memory)
     return Step(
         batch_size=run.batch_size,

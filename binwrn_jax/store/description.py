@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from binwrn_jax.errors import UserError
-from binwrn_jax.nn.registry import create_network
+from binwrn_jax.nn.registry import create_network, is_own, stored_fields
 
 _MOST_CLASSES = 2**24
 _LARGEST_SIDE = 2**16
@@ -22,7 +22,8 @@ class Description:
     Attributes:
       num_classes: length of its logits.
       image_shape: ``(H, W, C)`` of its uint8 images.
-      model: fields of a network of this package, see `binwrn_jax.nn.registry`; None for the user's own.
+      model: fields of a network of this package, see `binwrn_jax.nn.registry`, or those that a function of
+        the user's got in training, with its name as ``type``; None for another network of the user's own.
       dataset: name of the data set that it was trained on, if known.
       class_names: one for each class, or none at all.
       input: ``resize``: the rule for images of another size; None where nothing is known.
@@ -56,6 +57,8 @@ class Description:
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        if isinstance(self.model, Mapping):
+            object.__setattr__(self, "model", stored_fields(self.model))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Description:
@@ -90,6 +93,8 @@ class Description:
         """
         if self.model is None:
             raise UserError("its network is none of this package: give it, Model.load(path, network=...)")
+        if is_own(self.model):
+            create_network(self.model, self.num_classes)  # refuses it by name
         return _network(self.model, self.num_classes)
 
 
@@ -147,7 +152,7 @@ def _check(fields: Mapping[str, Any]) -> None:
     resize = (fields.get("input") or {}).get("resize")
     if resize is not None and not isinstance(resize, str):
         raise UserError(f"its field input.resize is {_short(resize)}: expected the name of a rule")
-    if fields.get("model") is not None:
+    if fields.get("model") is not None and not is_own(fields["model"]):
         _network(fields["model"], classes)
 
 

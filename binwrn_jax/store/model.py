@@ -16,9 +16,11 @@ import numpy as np
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.nn.registry import get_dtype
+from binwrn_jax.nn.wide_resnet import WideResNet
 from binwrn_jax.store.description import Description
 from binwrn_jax.store.manifest import Damaged, check_files, describe_files, open_sealed, readable, seal
 from binwrn_jax.store.orbax import own_checkpointer
+from binwrn_jax.store.trees import as_dictionaries, call, variables_of, with_arrays
 from binwrn_jax.system.files import find_folder, replace_folder
 
 MODEL_FILE = "model.json"
@@ -35,13 +37,15 @@ class Model:
     """A network with its variables and its description.
 
     Attributes:
-      network: a Flax module; ``network.apply(variables, images)`` are its logits.
-      variables: ``params`` and ``batch_stats`` (moments of the batch norms), as NumPy or JAX arrays.
+      network: a Flax Linen module; ``network.apply(variables, images)`` are its logits. Or, of your own, a
+        Flax NNX module or any other tree, such as an Equinox module.
+      variables: ``params`` and ``batch_stats`` (moments of the batch norms), as NumPy or JAX arrays; the
+        state (`flax.nnx.state`) of an NNX module; the Equinox module itself.
       description: what it is; see `Description`.
     """
 
-    network: nn.Module
-    variables: Mapping[str, Any]
+    network: Any
+    variables: Any
     description: Description
 
     @classmethod
@@ -57,9 +61,10 @@ class Model:
 
         Raises:
           OSError: it cannot be written; an earlier model is as it was.
+          UserError: variables have the same path.
         """
         # Host arrays do not depend on the number of devices.
-        host = jax.tree.map(np.asarray, jax.device_get(dict(self.variables)))
+        host = jax.tree.map(np.asarray, jax.device_get(as_dictionaries(self.variables)))
         fields = {"format": MODEL_FORMAT, **self.description.to_dict()}
 
         def write(folder: Path) -> None:
@@ -72,7 +77,7 @@ class Model:
         replace_folder(directory, write)
 
     @classmethod
-    def load(cls, path: str | Path, *, network: nn.Module | None = None) -> Model:
+    def load(cls, path: str | Path, *, network: Any = None) -> Model:
         """Opens a model folder; its files are proven and its description is checked.
 
         A folder of version 0.1.0 has no proof of its files: it is opened, and a line on the log
@@ -80,7 +85,9 @@ class Model:
 
         Args:
           path: a model folder, or a workdir of train.py.
-          network: for a network that is not of this package. No code is ever read from the folder.
+          network: of a model whose network is none of this package, a Flax Linen or NNX module, or an Equinox
+            module, of any weights: those that were saved take their place in ``variables``. No code is ever
+            read from the folder, and none is imported because the folder names it.
 
         Raises:
           UserError: there is no model, it is damaged or of another format, its description makes no sense,
@@ -98,18 +105,21 @@ class Model:
         raise AssertionError("unreachable")
 
     @classmethod
-    def _load(cls, directory: Path, network: nn.Module | None) -> Model:
+    def _load(cls, directory: Path, network: Any) -> Model:
         with readable(f"model {directory}", _REMEDY):
             description = _read_description(directory)
-            network = network or description.network()
-            expected = _variables_of(network, description)
+            network = description.network() if network is None else network
+            like = _variables_of(network, description)
+            expected = None if like is None else as_dictionaries(like)
             with own_checkpointer() as checkpointer:
                 stored = checkpointer.metadata(directory.absolute() / VARIABLES).item_metadata.tree
                 expected = stored if expected is None else expected
                 if difference := _difference(expected, stored):
                     raise UserError(f"its variables are not those of its network: {difference}")
-                like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), expected)
-                variables = checkpointer.restore(directory.absolute() / VARIABLES, like)
+                zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), expected)
+                variables = checkpointer.restore(directory.absolute() / VARIABLES, zeros)
+        if like is not None and not isinstance(network, nn.Module):
+            variables = with_arrays(like, variables)
         return cls(network, variables, description)
 
     def apply(self, variables: Mapping[str, Any], images: Any) -> jax.Array:
@@ -121,25 +131,28 @@ class Model:
 
         Returns:
           float32 ``[N, num_classes]``.
-        """
-        network = self.network_in("float32")
-        return jnp.asarray(network.apply(jax.tree.map(jnp.asarray, variables), images))
 
-    def network_in(self, dtype: str | None) -> nn.Module:
+        Raises:
+          UserError: nobody but its author can say how the network is called.
+        """
+        return call(self.network_in("float32"), variables, images)
+
+    def network_in(self, dtype: str | None) -> Any:
         """The network with activations of another dtype.
 
         Args:
           dtype: ``'float32'`` or ``'bfloat16'``; None for the network's own.
 
         Returns:
-          A copy, or the network itself where it has no attribute ``dtype``.
+          A copy, or the network itself where it is no Linen module with an attribute ``dtype``.
 
         Raises:
           UserError: unknown dtype.
         """
-        if dtype is None or not hasattr(self.network, "dtype"):
-            return self.network
-        return self.network.clone(dtype=get_dtype(dtype))
+        network = self.network
+        if dtype is None or not (isinstance(network, nn.Module) and hasattr(network, "dtype")):
+            return network
+        return network.clone(dtype=get_dtype(dtype))
 
 
 def find_model(path: str | Path) -> Path:
@@ -158,6 +171,20 @@ def find_model(path: str | Path) -> Path:
     if (path / "config.json").is_file():
         raise UserError(f"the run in {path} has not reached its first evaluation: it has no model yet")
     raise UserError(f"no model at {path}: expected a workdir of train.py or an imported model")
+
+
+def read_description(path: str | Path) -> Description:
+    """What a model says of itself; its weights are not read.
+
+    Args:
+      path: a model folder, or a workdir of train.py.
+
+    Raises:
+      UserError: there is no model, it is damaged or of another format, or its description makes no sense.
+    """
+    directory = find_model(Path(path))
+    with readable(f"model {directory}", _REMEDY):
+        return _read_description(directory, quiet=True)
 
 
 def stored_step(directory: Path) -> int | None:
@@ -194,17 +221,12 @@ def _read_description(directory: Path, quiet: bool = False) -> Description:
     return Description.from_dict(fields)
 
 
-def _variables_of(network: nn.Module, description: Description) -> Any:
-    """Shapes and dtypes of the network's variables; None where its ``init`` takes other than images."""
-    images = jax.ShapeDtypeStruct((1, *description.image_shape), jnp.uint8)
-    try:
+def _variables_of(network: Any, description: Description) -> Any:
+    """The network's variables, or their shapes; None where its ``init`` takes other than images."""
+    if isinstance(network, WideResNet):
+        images = jax.ShapeDtypeStruct((1, *description.image_shape), jnp.uint8)
         return jax.eval_shape(network.init, jax.random.key(0), images)
-    except UserError:
-        raise
-    except Exception:
-        if description.model is not None:
-            raise
-        return None
+    return variables_of(network, description.image_shape)
 
 
 def _difference(expected: Any, stored: Any) -> str | None:

@@ -16,7 +16,8 @@ from binwrn_jax.data.dataset import DatasetInfo, ImageOptions
 from binwrn_jax.data.jpeg import BOXES, CROPS
 from binwrn_jax.data.open import is_own, open_dataset
 from binwrn_jax.errors import UserError
-from binwrn_jax.nn.registry import create_network, default_fields
+from binwrn_jax.nn.registry import WIDE_RESNET, configured_network, default_fields
+from binwrn_jax.nn.wide_resnet import WideResNet
 from binwrn_jax.training.augment import AUGMENTATIONS
 from binwrn_jax.training.moments import RULES as MOMENT_RULES
 from binwrn_jax.training.schedules import SCALINGS, SCHEDULES
@@ -42,7 +43,10 @@ def base_config() -> ConfigDict:
         {
             "seed": 0,
             "data": _data_fields(),
-            "model": default_fields(),
+            "model": {
+                "type": WIDE_RESNET,  # or your own, PACKAGE:FUNCTION, see docs/own-network.md
+                **default_fields(),
+            },
             "batch_size": 125,  # of one update, over all devices and micro-batches
             "accumulate": 1,  # micro-batches that one update is computed in, one after another
             "epochs": 126,
@@ -268,7 +272,9 @@ def check(config: ConfigDict) -> None:
     """
     _check_numbers(config)
     _check_data(config)
-    create_network(config.model, num_classes=2).check()
+    network = configured_network(config.model, num_classes=2)
+    if isinstance(network, WideResNet):
+        network.check()
     for field, value, choices in (
         ("augmentation", config.augmentation, AUGMENTATIONS),
         ("moments", config.moments, MOMENT_RULES),

@@ -13,6 +13,7 @@ from binwrn_jax.deploy.export import pack_model
 from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import evaluate, make_eval_step
+from binwrn_jax.nn.registry import is_own, network_name
 from binwrn_jax.nn.rules import is_one_bit
 from binwrn_jax.parallel import processes as distributed
 from binwrn_jax.parallel import sharding
@@ -32,7 +33,7 @@ def finish_run(run: TrainingRun) -> dict[str, Any]:
     Returns:
       The content of ``summary.json``.
     """
-    packed = _pack(run) if is_one_bit(run.config.model.weights) else {}
+    packed = _pack(run) if is_one_bit(run.config.model.weights) or is_own(run.config.model) else {}
     summary: dict[str, Any] = distributed.broadcast_from_primary(lambda: write_summary(run, packed))
     run.progress.print_line(
         f"done: test error {summary['test_error']:.2f} % after {run.config.epochs} epochs, "
@@ -58,7 +59,8 @@ def _write_packed(run: TrainingRun) -> bool:
     config, spec = run.config, run.resolved.dataset
     try:
         proof = run.dataset.arrays(reported_split(config, spec), PROOF_IMAGES).images
-        pack_model(run.workdir / "model", run.workdir / PACKED_FILE, proof)
+        network = run.resolved.network
+        pack_model(run.workdir / "model", run.workdir / PACKED_FILE, proof, network)
     except UserError as failure:  # the training diverged, for example
         run.progress.print_line(f"no packed file: {failure}")
         return False
@@ -79,7 +81,7 @@ def write_summary(run: TrainingRun, packed: dict[str, Any]) -> dict[str, Any]:
     config, records, dataset = run.config, run.log.records, run.resolved.dataset.name
     tests, epochs, train = ([r for r in records if r["kind"] == kind] for kind in ("eval", "epoch", "train"))
     rates = [record["images_per_s"] for record in train if record["images_per_s"]]
-    network = f"{config.model.depth}-{config.model.width:g}"
+    network = network_name(config.model)
     best = best_record(records) if config.checkpoint.best else None
     summary = {
         "dataset": dataset,

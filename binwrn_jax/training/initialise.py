@@ -15,7 +15,8 @@ from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.hub.mat_file import read_released
 from binwrn_jax.hub.released import to_model
-from binwrn_jax.store.model import Model
+from binwrn_jax.nn.registry import configured_network, is_own
+from binwrn_jax.store.model import Model, read_description
 from binwrn_jax.training.optimizer import AverageState
 from binwrn_jax.training.state import TrainState
 
@@ -25,11 +26,13 @@ CONVENTIONS = ("padding", "input_relu", "plain")
 _log = logging.getLogger("binwrn_jax")
 
 
-def open_source(name: str) -> Model:
+def open_source(name: str, own: Mapping[str, Any] | ConfigDict | None = None) -> Model:
     """The model that ``init_from`` or ``recipe.teacher`` names.
 
     Args:
       name: a workdir, a model folder, a packed file that names its network, or a released ``.mat`` file.
+      own: the ``model`` fields of the user's configuration; where they name a network of the user's own, a
+        model that was trained with the same name is opened with it.
 
     Raises:
       UserError: there is none, or it is damaged.
@@ -38,7 +41,14 @@ def open_source(name: str) -> Model:
     if path.is_file() and path.suffix != ".mat":
         packed = load_packed(path)
         return Model.create(packed.variables, packed.description)
-    return to_model(read_released(path)) if path.is_file() else Model.load(path)
+    if path.is_file():
+        return to_model(read_released(path))
+    network = None
+    if own is not None and is_own(own):
+        description = read_description(path)
+        if (description.model or {}).get("type") == own["type"]:
+            network = configured_network(own, description.num_classes)
+    return Model.load(path, network=network)
 
 
 def initial_state(state: TrainState, name: str, config: ConfigDict) -> TrainState:
@@ -56,7 +66,7 @@ def initial_state(state: TrainState, name: str, config: ConfigDict) -> TrainStat
       UserError: a layer has another shape; the message names the first. Or the model was trained with other
         conventions.
     """
-    source = open_source(name)
+    source = open_source(name, config.model)
     fields = source.description.model or {}
     for field in CONVENTIONS:
         if field in fields and fields[field] != config.model[field]:

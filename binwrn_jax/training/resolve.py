@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from binwrn_jax.data.dataset import DatasetInfo
 from binwrn_jax.data.splits import split_size
 from binwrn_jax.errors import UserError
-from binwrn_jax.nn.registry import create_network
+from binwrn_jax.nn.registry import check_network, configured_network, is_own
 from binwrn_jax.nn.rules import clips_latent
 from binwrn_jax.training import recipes
 from binwrn_jax.training.config import check
@@ -75,11 +75,14 @@ def resolve(config: ConfigDict, dataset: DatasetInfo, train_images: int | None =
     if config.epochs * steps_per_epoch > MOST_STEPS:
         raise UserError(f"{config.epochs} epochs of {steps_per_epoch} steps are too many: lower epochs")
     learning_rate = build_schedule(config, steps_per_epoch)
+    network = configured_network(config.model, dataset.num_classes)
+    if is_own(config.model):
+        check_network(network, dataset.image_shape, dataset.num_classes)
     recipe, optimizer = recipes.compose(config, dataset, build_optimizer(config, steps_per_epoch))
     return ResolvedRun(
         config=config,
         dataset=dataset,
-        network=create_network(config.model, dataset.num_classes),
+        network=network,
         recipe=recipe,
         optimizer=optimizer,
         learning_rate=learning_rate,

@@ -20,6 +20,7 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import make_eval_step, make_logits_step
 from binwrn_jax.graph import cost
 from binwrn_jax.nn import operations
+from binwrn_jax.nn.registry import network_name
 from binwrn_jax.parallel import processes as distributed
 from binwrn_jax.parallel import sharding
 from binwrn_jax.parallel.signals import StopRequest
@@ -194,8 +195,8 @@ def _first_state(resolved: ResolvedRun) -> TrainState:
 def _start_clock(resolved: ResolvedRun, mesh: Mesh, log: MetricsLog) -> Clock:
     before = log.records[-1].get("seconds", 0.0) if log.records else 0.0
     dataset, devices = resolved.dataset, list(mesh.devices.flat)
-    fields = resolved.config.model
-    mfu = cost.mfu_of_image(fields, dataset.num_classes, dataset.image_shape, devices)
+    dtype = resolved.config.model.dtype
+    mfu = cost.mfu_of_image(resolved.network, dataset.image_shape, devices, dtype)
     return Clock(resolved.config.batch_size, before, mfu)
 
 
@@ -323,7 +324,7 @@ def describe_run(run: TrainingRun) -> str:
     processes = distributed.process_count()
     line = (
         f"{resolved.dataset.name}: {run.data.size} training and {run.test_data.size} test images; "
-        f"{config.model.depth}-{config.model.width:g} {config.model.weights}, {weights / 1e6:.2f}M weights; "
+        f"{network_name(config.model)} {config.model.weights}, {weights / 1e6:.2f}M weights; "
         f"{run.mesh.size} x {run.environment['devices'][0]}"
         + (f" in {processes} processes" if processes > 1 else "")
         + f"; {config.epochs} epochs of {resolved.steps_per_epoch} steps; "

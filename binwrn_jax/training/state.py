@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 # Independent random streams of one seed. A key depends on (seed, stream, position) alone, so a
 # resumed run draws what an uninterrupted one would have drawn.
 INIT_STREAM, TRAIN_STREAM, MOMENTS_STREAM = 0, 1, 2
+# Added to the key of a step for what a network itself draws.
+DROPOUT = 2_000_000
 
 
 class TrainState(struct.PyTreeNode):
@@ -49,6 +51,11 @@ def stream_key(
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed, impl=impl), stream), position)
 
 
+def network_keys(key: PRNGKeyArray) -> dict[str, PRNGKeyArray]:
+    """What a network in training may draw random numbers from, as Flax takes it: dropout has its own key."""
+    return {"dropout": jax.random.fold_in(key, DROPOUT)}
+
+
 def init_state(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -73,7 +80,7 @@ def init_state(
         return TrainState(
             step=jnp.zeros([], jnp.int32),
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.init(variables["params"]),
             epoch_loss=jnp.zeros([], jnp.float32),
             epoch_errors=jnp.zeros([], jnp.int32),

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from binwrn_jax.data.batch import Inputs, fetch
+from binwrn_jax.errors import UserError
 from binwrn_jax.parallel import sharding
 from binwrn_jax.training.recipes import Recipe
 from binwrn_jax.training.resolve import ResolvedRun
-from binwrn_jax.training.state import TRAIN_STREAM, TrainState, stream_key
+from binwrn_jax.training.state import TRAIN_STREAM, TrainState, network_keys, stream_key
 
 Metrics = dict[str, jax.Array]
 
@@ -40,17 +42,21 @@ class Gradients(NamedTuple):
     errors: jax.Array  # int32
 
 
-GradientFunction = Callable[[Any, Any, Batch], Gradients]
+GradientFunction = Callable[[Any, Any, Batch, PRNGKeyArray], Gradients]
 
 
 def batch_gradients(network: nn.Module, loss: Callable[[jax.Array, Any], jax.Array]) -> GradientFunction:
-    """The function ``(params, batch_stats, batch) -> Gradients`` of the mean loss of a batch."""
+    """The function ``(params, batch_stats, batch, key) -> Gradients`` of the mean loss of a batch.
 
-    def gradients(params: Any, batch_stats: Any, batch: Batch) -> Gradients:
+    The key is for what the network draws itself, such as dropout; the paper's draws nothing.
+    """
+
+    def gradients(params: Any, batch_stats: Any, batch: Batch, key: PRNGKeyArray) -> Gradients:
         def loss_function(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": batch_stats}
-            logits, updated = network.apply(variables, batch.images, train=True, mutable=["batch_stats"])
-            return loss(logits, batch.targets).mean(), (logits, updated["batch_stats"])
+            options: dict[str, Any] = {"train": True, "mutable": ["batch_stats"], "rngs": network_keys(key)}
+            logits, updated = network.apply(variables, batch.images, **options)
+            return loss(logits, batch.targets).mean(), (logits, updated.get("batch_stats", {}))
 
         (mean, (logits, updated)), grads = jax.value_and_grad(loss_function, has_aux=True)(params)
         errors = (logits.argmax(-1) != batch.labels).sum(dtype=jnp.int32)
@@ -77,9 +83,10 @@ def accumulated(gradients: GradientFunction, count: int, group: int) -> Gradient
         groups = x.reshape(-1, count, group, *x.shape[1:])
         return jnp.moveaxis(groups, 1, 0).reshape(count, -1, *x.shape[1:])
 
-    def over_micro_batches(params: Any, batch_stats: Any, batch: Batch) -> Gradients:
-        def add(total: Gradients, part: Batch) -> tuple[Gradients, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, batch_stats, part)), None
+    def over_micro_batches(params: Any, batch_stats: Any, batch: Batch, key: PRNGKeyArray) -> Gradients:
+        def add(total: Gradients, part: tuple[Batch, jax.Array]) -> tuple[Gradients, None]:
+            own = jax.random.fold_in(key, part[1])
+            return jax.tree.map(jnp.add, total, gradients(params, batch_stats, part[0], own)), None
 
         nothing = Gradients(
             grads=jax.tree.map(jnp.zeros_like, params),
@@ -87,7 +94,7 @@ def accumulated(gradients: GradientFunction, count: int, group: int) -> Gradient
             loss=jnp.zeros([], jnp.float32),
             errors=jnp.zeros([], jnp.int32),
         )
-        total, _ = jax.lax.scan(add, nothing, jax.tree.map(cut, batch))
+        total, _ = jax.lax.scan(add, nothing, (jax.tree.map(cut, batch), jnp.arange(count)))
         mean = jax.tree.map(lambda x: x / count, total)
         return mean._replace(errors=total.errors)
 
@@ -105,7 +112,7 @@ def make_train_step(
     """The SGD step: augment, forward and backward with binarised kernels, update the latent ones.
 
     Args:
-      network: of `binwrn_jax.nn`.
+      network: of `binwrn_jax.nn`, or another that is called as these are.
       optimizer: see `binwrn_jax.training.optimizer.sgd`.
       recipe: see `binwrn_jax.training.recipes`; ``paper_recipe("flip_crop")`` is the paper's.
       seed: the recipe's key is derived from it and ``state.step``.
@@ -120,7 +127,13 @@ def make_train_step(
     """
     gradients = batch_gradients(network, recipe.loss)
     if accumulate > 1:
-        gradients = accumulated(gradients, accumulate, network.ghost_size)
+        group = getattr(network, "ghost_size", 0)
+        if not group:
+            raise UserError(
+                f"accumulate {accumulate} needs a network that normalises by ghost groups: give yours the "
+                "attribute ghost_size, that of its batch norms"
+            )
+        gradients = accumulated(gradients, accumulate, group)
 
     def train_step(state: TrainState, inputs: Inputs) -> tuple[TrainState, Metrics]:
         images, labels = fetch(inputs)
@@ -128,7 +141,7 @@ def make_train_step(
         images = recipe.augment(key, images)
         images, targets = recipe.prepare(jax.random.fold_in(key, _PREPARE), images, labels)
         batch = Batch(images, targets, labels)
-        grads, batch_stats, loss, errors = gradients(state.params, state.batch_stats, batch)
+        grads, batch_stats, loss, errors = gradients(state.params, state.batch_stats, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new_epoch = state.step % steps_per_epoch == 0
         state = TrainState(

@@ -12,6 +12,7 @@ from packed_networks import wide_resnet
 
 from binwrn_jax.deploy.packed import write_packed
 from binwrn_jax.graph.cost import training_flops
+from binwrn_jax.nn.wide_resnet import WideResNet
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +108,9 @@ def test_train_step(tmp_path):
     ours = result["engines"]["ours"]
     seconds = ours["ms"][1] / 1e3
     assert ours["images_per_s"] == pytest.approx(8 / seconds)
-    assert ours["tflops"] == pytest.approx(8 * training_flops(8, 0.25, 10, (32, 32, 3)) / seconds / 1e12)
+    assert ours["tflops"] == pytest.approx(
+        8 * training_flops(WideResNet(8, 0.25, 10), (32, 32, 3)) / seconds / 1e12
+    )
     assert ours["share_of_peak"] == pytest.approx(ours["tflops"] / result["peak_tflops"])
     assert ours["times_ours"] == [1, 1, 1] and ours["ms"] == sorted(ours["ms"])
     assert set(result["parts"]) == {"update", "dispatch"}
@@ -128,7 +131,7 @@ def test_native_runtime(tmp_path):
     work = 2 * report["multiply_adds_per_image"]
     for engine in ("native", "onnxruntime"):
         assert rows[engine]["effective_gflops"] == pytest.approx(work / rows[engine]["wall_s"][1] / 1e9)
-    assert training_flops(8, 1, 10, (32, 32, 3)) == 3 * work
+    assert training_flops(WideResNet(8, 1, 10), (32, 32, 3)) == 3 * work
     assert report["file_bytes"]["packed"] < report["file_bytes"]["float_onnx"] / 10
     assert "1 threads, batch 1, load" in output and report["native_program"]["peak_mb"] > 0
 

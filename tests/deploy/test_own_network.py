@@ -163,3 +163,36 @@ def test_mistakes_are_one_line(tmp_path):
         arguments = {"path": tmp_path / "m.onnx", "input_shape": shape, **fields}
         with pytest.raises(UserError, match=words):
             export(apply, variables, **arguments)
+
+
+def test_what_is_of_training_is_refused(tmp_path):
+    """Batch statistics and dropout that are active, each with the line of the user's code."""
+
+    class Training(nn.Module):
+        dropout: bool
+
+        @nn.compact
+        def __call__(self, images):
+            x = nn.Conv(8, (3, 3))(floats(images))
+            if self.dropout:
+                x = nn.Dropout(0.5, deterministic=False)(x)
+            else:
+                x = nn.BatchNorm(use_running_average=False)(x)
+            return nn.Dense(10)(x.mean((1, 2)))
+
+    for dropout, words in (
+        (True, "such as a dropout mask"),
+        (False, "batch norm must use its running moments"),
+    ):
+        network = Training(dropout)
+        rngs = {"dropout": jax.random.key(1)}
+        variables = network.init({"params": jax.random.key(0), **rngs}, IMAGES)
+
+        def apply(variables, images, network=network, rngs=rngs):
+            used = {**variables, "params": binarize(variables["params"], KERNELS)}
+            return network.apply(used, images, rngs=rngs, mutable=["batch_stats"])[0]
+
+        with pytest.raises(UserError, match=words) as caught:
+            export(apply, variables, tmp_path / "m.onnx", (16, 16, 3), images=IMAGES)
+        assert "test_own_network.py:" in str(caught.value)
+    assert not list(tmp_path.iterdir())

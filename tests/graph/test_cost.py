@@ -6,9 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from networks import equinox_network, nnx_network
 
-from binwrn_jax import WideResNet, base_config
+from binwrn_jax import WideResNet, cost
 from binwrn_jax.graph.cost import mfu_of_image, network_multiply_adds, training_flops
+from binwrn_jax.nn.rules import RULES
 from binwrn_jax.nn.wide_resnet import architecture
 from binwrn_jax.parallel.hardware import PEAKS, peak
 
@@ -38,7 +40,7 @@ def by_formula(depth: int, width: float, num_classes: int, image_shape: tuple[in
 
 def test_20_10_has_the_papers_four_billion():
     assert round(by_formula(20, 10, 10, (32, 32, 3)) / 1e9, 3) == 4.016
-    assert training_flops(20, 10, 10, (32, 32, 3)) == 6 * by_formula(20, 10, 10, (32, 32, 3))
+    assert training_flops(WideResNet(20, 10, 10), (32, 32, 3)) == 6 * by_formula(20, 10, 10, (32, 32, 3))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,24 @@ def test_20_10_has_the_papers_four_billion():
 def test_multiply_adds_are_those_of_the_network(depth, width, classes, shape):
     network = WideResNet(depth=depth, width=width, num_classes=classes)
     assert network_multiply_adds(network, shape) == by_formula(depth, width, classes, shape)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"plain": True},
+        {"padding": "same"},
+        {"affine": True},
+        {"norm": "none", "temperature": 40.0, "input_relu": False},
+        {"dtype": jnp.bfloat16},
+        {"ghost_size": 2},
+        *({"weights": rule} for rule in RULES),
+    ],
+)
+def test_no_variant_changes_the_count(fields):
+    network = WideResNet(depth=8, width=0.5, num_classes=7, **fields)
+    assert network_multiply_adds(network, (16, 18, 3)) == by_formula(8, 0.5, 7, (16, 18, 3))
 
 
 def test_multiply_adds_of_any_network():
@@ -70,6 +90,18 @@ def test_multiply_adds_of_any_network():
     assert network_multiply_adds(Network(), (16, 16, 3)) == expected
 
 
+def test_cost_of_networks_of_any_library():
+    """A convolution 3x3 from 3 to 8 channels with biases, and a dense layer, by hand."""
+    with jax.numpy_rank_promotion("allow"):
+        apply, state, shape = nnx_network()
+        found = cost(apply, state, shape)
+        assert found.multiply_adds == 256 * 9 * 3 * 8 + 64 * 9 * 8 * 16 + 16 * 64 * 10
+        assert found.training_flops == 6 * found.multiply_adds
+        apply, network, shape = equinox_network()
+        dense = 12 * 12 + 48 * 20 + 20 * 10
+        assert cost(apply, network, shape).multiply_adds == 256 * 27 * 8 + 16 * 9 * 2 * 12 + dense
+
+
 def test_peaks():
     assert peak("cpu") is None and peak("NVIDIA Unheard Of") is None
     for kind, figures in PEAKS.items():
@@ -81,10 +113,10 @@ def test_peaks():
 
 def test_mfu_is_the_flops_over_the_peak_of_all_devices():
     """20-10 at 10,000 images/s on two H100 in bfloat16: 6 x 4.0156 G x 10,000 of 2 x 989.5 T."""
-    model = {**base_config().model.to_dict(), "width": 10, "dtype": "bfloat16"}
+    network = WideResNet(20, 10, 10)
     h100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
-    of_image = mfu_of_image(model, 10, (32, 32, 3), [h100, h100])
+    of_image = mfu_of_image(network, (32, 32, 3), [h100, h100], "bfloat16")
     assert of_image * 10_000 == pytest.approx(6 * 4.0156e13 / (2 * 989.5e12), rel=1e-4)
-    single = mfu_of_image({**model, "dtype": "float32"}, 10, (32, 32, 3), [h100, h100])
+    single = mfu_of_image(network, (32, 32, 3), [h100, h100])
     assert single == pytest.approx(of_image * 989.5 / 494.7)
-    assert mfu_of_image(model, 10, (32, 32, 3), [h100, jax.devices("cpu")[0]]) is None
+    assert mfu_of_image(network, (32, 32, 3), [h100, jax.devices("cpu")[0]]) is None

@@ -10,6 +10,7 @@ from binwrn_jax import UserError
 from binwrn_jax.cli.main import main
 from binwrn_jax.data.catalog import DATASETS
 from binwrn_jax.graph.cost import training_flops
+from binwrn_jax.nn.wide_resnet import WideResNet
 from binwrn_jax.parallel import hardware
 from binwrn_jax.preflight import targets
 from binwrn_jax.preflight.collectives import Collective
@@ -70,7 +71,7 @@ def test_memory_is_that_of_the_state_and_the_data(report):
 
 
 def test_operations_and_collectives(report):
-    assert report.step.flops == 64 * training_flops(8, 0.25, 10, (8, 8, 1))
+    assert report.step.flops == 64 * training_flops(WideResNet(8, 0.25, 10), (8, 8, 1))
     (entry,) = report.step.collectives
     params = sum(x.size for x in jax.tree.leaves(state_shapes(config()).params))
     assert entry["kind"] == "all-reduce"
@@ -151,7 +152,7 @@ def test_what_does_not_fit_is_made_smaller(monkeypatch):
     assert report.verdict == DOES_NOT_FIT and (report.needed, report.capacity) == (whole.needed, limit)
     assert 150 < report.largest_batch < 400 and report.largest_batch_compiled
     assert report.micro_batches is None  # without ghost groups they would change the batch statistics
-    assert report.step.flops == report.largest_batch * training_flops(8, 0.25, 10, (8, 8, 1))
+    assert report.step.flops == report.largest_batch * training_flops(WideResNet(8, 0.25, 10), (8, 8, 1))
     text = "\n".join(lines(report))
     assert (
         text.startswith("DOES NOT FIT: it takes") and f"batch {report.largest_batch} fits (compiled)" in text

@@ -1,19 +1,24 @@
 """Batch statistics, global and by ghost groups, and the two rules for the moments of inference."""
 
+import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from oracles import as_if_trained
 
 from binwrn_jax import (
     BatchNorm,
     DeviceData,
+    UserError,
     WideResNet,
     dataset_moments,
     make_mesh,
     make_moments_step,
     paper_recipe,
+    recompute_moments,
 )
 from binwrn_jax.data.dataset import Arrays
 
@@ -181,9 +186,107 @@ def test_moments_of_dead_channels_are_not_negative():
     """A channel that is constant has std sqrt(1e-5); rounding must not make its variance negative."""
 
     def step(sums, variables, inputs, position):
-        return {"bn0": {"mean": sums["bn0"]["mean"] + 0, "std": sums["bn0"]["std"] + inputs["std"]}}
+        return {"bn0": {"mean": sums["bn0"]["mean"] + 0, "var": sums["bn0"]["var"] + inputs["std"]}}
 
     variables = {"batch_stats": {"bn0": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}}
     std = jnp.sqrt(jnp.full(1, EPSILON)) * 0.99999
     moments = dataset_moments(step, variables, [(position, {"std": std}) for position in range(7)])
     assert float(moments["bn0"]["var"][0]) == 0
+
+
+# --- networks of any library --------------------------------------------------------------------------------
+
+BATCHES = [activations(seed) for seed in (10, 11, 12)]
+
+
+def averaged(batches):
+    """Section 3.2.1: the averages of means and of standard deviations."""
+    means = [x.astype(np.float64).mean((0, 1, 2)) for x in batches]
+    stds = [np.sqrt(x.astype(np.float64).var((0, 1, 2)) + EPSILON) for x in batches]
+    return np.mean(means, axis=0), np.mean(stds, axis=0) ** 2 - EPSILON
+
+
+def assert_moments(mean, var):
+    expected_mean, expected_var = averaged(BATCHES)
+    np.testing.assert_allclose(mean, expected_mean, rtol=1e-3, atol=1e-4 * np.sqrt(expected_var).max())
+    np.testing.assert_allclose(var, expected_var, rtol=1e-3)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.99, 0.997, 0.0])
+def test_moments_of_flax_linen(momentum):
+    layer = nn.BatchNorm(use_running_average=False, momentum=momentum, use_fast_variance=False)
+    old = layer.init(jax.random.key(0), BATCHES[0])["batch_stats"]
+    params = layer.init(jax.random.key(0), BATCHES[0])["params"]
+
+    def update(stats, x):
+        return layer.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"])[1][
+            "batch_stats"
+        ]
+
+    found = recompute_moments(update, old, BATCHES)
+    assert_moments(found["mean"], found["var"])
+
+
+def test_moments_of_flax_nnx():
+    network = nnx.BatchNorm(5, momentum=0.95, use_fast_variance=False, rngs=nnx.Rngs(0))
+    graph, params, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)
+
+    def update(statistics, x):
+        copy = nnx.merge(graph, params, statistics)
+        copy(x)
+        return nnx.state(copy, nnx.BatchStat)
+
+    found = recompute_moments(update, statistics, BATCHES)
+    nnx.update(network, found)
+    assert_moments(network.mean[...], network.var[...])
+
+
+@pytest.mark.parametrize("mode", ["ema", "batch"])
+def test_moments_of_equinox(mode):
+    layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(5, "batch", mode=mode, channelwise_affine=False)
+
+    def run(layer, state, x):
+        channels_first = x.transpose(0, 3, 1, 2)
+        call = jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        return call(channels_first, state)
+
+    _, state = run(layer, state, BATCHES[0])  # as after training
+    found = recompute_moments(lambda state, x: run(layer, state, x)[1], state, BATCHES)
+    y, _ = run(eqx.nn.inference_mode(layer), found, BATCHES[1])
+    mean, var = averaged(BATCHES)
+    expected = (BATCHES[1] - mean) / np.sqrt(var + EPSILON)
+    np.testing.assert_allclose(np.asarray(y).transpose(0, 2, 3, 1), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_what_is_no_running_average_is_refused():
+    def update(old, x):
+        return {"scale": old["scale"]}
+
+    with pytest.raises(UserError, match="scale is no running average of batches"):
+        recompute_moments(update, {"scale": jnp.ones(5)}, BATCHES)
+    with pytest.raises(UserError, match="at least one batch"):
+        recompute_moments(update, {"scale": jnp.ones(5)}, [])
+
+
+def test_a_run_computes_moments_of_networks_with_other_layers():
+    """The moments step of the training loop, on a network with Flax's own batch norm."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, use_fast_variance=False)(
+                images.astype(jnp.float32)
+            )
+            return nn.Dense(3)(x.mean((1, 2)))
+
+    images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 5), np.uint8)
+    data = DeviceData(Arrays(images, np.zeros(24, np.int32), ("a", "b", "c")), make_mesh(1), 8)
+    network = Network()
+    variables = network.init(jax.random.key(0), images[:1])
+    step = jax.jit(make_moments_step(network, paper_recipe("none")))
+    positions = range(3)
+    found = dataset_moments(step, variables, [(i, data.batch(i)) for i in positions])
+    batches = [images[data.batch(i)["indices"]] for i in positions]
+    mean, var = averaged(batches)
+    np.testing.assert_allclose(found["BatchNorm_0"]["mean"], mean, rtol=1e-4)
+    np.testing.assert_allclose(found["BatchNorm_0"]["var"], var, rtol=1e-4)
