@@ -17,7 +17,7 @@ from typing import Any
 
 from binwrn_jax.data.dataset import Example
 from binwrn_jax.data.failures import one_line
-from binwrn_jax.data.source import PARTS
+from binwrn_jax.data.source import PARTS, choose_column
 from binwrn_jax.errors import UserError, printable, require
 
 _AT_ONCE = 64  # rows, of which the images are in memory together
@@ -92,27 +92,14 @@ def _load(datasets: Any, path: str) -> Mapping[str, Any]:
 
 def _image_column(datasets: Any, features: Mapping[str, Any], column: str, name: str) -> str:
     found = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    return _one(column, found, features, "image", name)
+    return choose_column(column, found, features, "image", name)
 
 
 def _label_column(datasets: Any, features: Mapping[str, Any], column: str, name: str) -> str:
     found = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not found:
         found = [key for key in ("label", "labels", "class", "target", "fine_label") if key in features]
-    return _one(column, found, features, "label", name)
-
-
-def _one(column: str, found: Sequence[str], features: Mapping[str, Any], what: str, name: str) -> str:
-    """The column that was named, else the only one that was found."""
-    if column and column in features:
-        return column
-    if not column and len(found) == 1:
-        return found[0]
-    why = f"no column {printable(column)!r}" if column else f"{len(found)} columns of {what}s"
-    columns = ", ".join(printable(key) for key in features)
-    raise UserError(
-        f"{printable(name)} has {why}: name one with --config.data.{what}_column; its columns: {columns}"
-    )
+    return choose_column(column, found, features, "label", name)
 
 
 def _classes(

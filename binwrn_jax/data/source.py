@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from binwrn_jax.data.dataset import Example
+from binwrn_jax.errors import UserError, printable
 
 # The parts of a data set, by the names that people give them.
 PARTS = {
@@ -41,3 +42,31 @@ class Source(Protocol):
     def describe(self, part: str, index: int) -> str:
         """Words that name an image in a message, such as the path of its file."""
         ...
+
+
+def choose_column(
+    chosen: str, found: Sequence[str], columns: Iterable[str], what: str, name: str, noun: str = "column"
+) -> str:
+    """The column that the user chose, else the only one that was found.
+
+    Args:
+      chosen: its name; '' if the user chose none.
+      found: columns of the right type.
+      columns: all columns.
+      what: ``'image'`` or ``'label'``.
+      name: of the data set, for messages.
+      noun: the word for a column in messages.
+
+    Raises:
+      UserError: there is no such column, or not exactly one was found.
+    """
+    columns = list(columns)
+    if chosen and chosen in columns:
+        return chosen
+    if not chosen and len(found) == 1:
+        return found[0]
+    why = f"no {noun} {printable(chosen)!r}" if chosen else f"{len(found)} {noun}s of {what}s"
+    raise UserError(
+        f"{printable(name)} has {why}: name one with --config.data.{what}_column; its {noun}s: "
+        f"{', '.join(map(printable, columns))}"
+    )

@@ -16,7 +16,7 @@ from binwrn_jax.data.builder import root_folder, unreadable_folder
 from binwrn_jax.data.dataset import Example
 from binwrn_jax.data.failures import is_remote, naming
 from binwrn_jax.data.records import SerializedRecords, open_records, parse
-from binwrn_jax.data.source import PARTS
+from binwrn_jax.data.source import PARTS, choose_column
 from binwrn_jax.errors import UserError, printable
 
 
@@ -45,8 +45,8 @@ class TfdsSource:
         images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
         labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
         self._features = (
-            _one(image_column, images, features, "image", self.name),
-            _one(label_column, labels, features, "label", self.name),
+            choose_column(image_column, images, features, "image", self.name, "feature"),
+            choose_column(label_column, labels, features, "label", self.name, "feature"),
         )
         self.class_names = tuple(features[self._features[1]].names)
         splits = {PARTS[split]: split for split in builder.info.splits if split in PARTS}
@@ -99,18 +99,6 @@ def _open(name: str, root: str) -> Any:
             f"{printable(name)}), or give --config.data.dir"
         )
     return builder
-
-
-def _one(column: str, found: Sequence[str], features: Mapping[str, Any], what: str, name: str) -> str:
-    if column and column in features:
-        return column
-    if not column and len(found) == 1:
-        return found[0]
-    why = f"no feature {printable(column)!r}" if column else f"{len(found)} features of {what}s"
-    raise UserError(
-        f"{printable(name)} has {why}: name one with --config.data.{what}_column; its features: "
-        f"{', '.join(map(printable, features))}"
-    )
 
 
 def _fingerprint(builder: Any, splits: Sequence[str], features: tuple[str, str]) -> str:

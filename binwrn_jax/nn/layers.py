@@ -112,9 +112,7 @@ class BinaryConv(nn.Module):
                 "output channels"
             )
         shape = (*size, x.shape[-1] // groups, self.features)
-        kernel = weights_of(self, shape)
-        bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype) if self.use_bias else None
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = _operands(self, x, shape)
         covered = tuple((f - 1) * d + 1 for f, d in zip(size, dilation, strict=True))
         x, pads = padded(jnp.asarray(x), self.padding, covered, strides)
         if groups == 1 and dilation == (1, 1):
@@ -129,7 +127,7 @@ class BinaryConv(nn.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=groups,
             )
-        return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+        return _plus(y, bias)
 
 
 class BinaryDense(nn.Module):
@@ -150,13 +148,19 @@ class BinaryDense(nn.Module):
     @nn.compact
     def __call__(self, x: Real[Array | np.ndarray, "*N Cin"]) -> Float[Array, "*N Cout"]:
         """``[..., C_in]`` to ``[..., C_out]``."""
-        kernel = weights_of(self, (x.shape[-1], self.features))
-        bias = (
-            self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        )
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x @ kernel
-        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        x, kernel, bias = _operands(self, x, (x.shape[-1], self.features))
+        return _plus(x @ kernel, bias)
+
+
+def _operands(layer: BinaryConv | BinaryDense, x: Any, shape: tuple[int, ...]) -> Any:
+    """Images, used kernel and bias (or None) of a layer, in the dtype of its computation."""
+    kernel = weights_of(layer, shape)
+    bias = layer.param("bias", layer.bias_init, shape[-1:], layer.param_dtype) if layer.use_bias else None
+    return promote_dtype(x, kernel, bias, dtype=layer.dtype)
+
+
+def _plus(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def weights_of(layer: BinaryConv | BinaryDense, shape: tuple[int, ...]) -> Array:
