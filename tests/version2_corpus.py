@@ -232,7 +232,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
         "clip", lambda parts: parts.metadata.update(temperature=0.5)
     ),
     "int8 kernels": lambda: _float_kernel(weights="int8"),
-    "integers that it requires": lambda: changed("clip", _requires("clip", "int8")),
+    "integers that it requires and does not have": lambda: changed("clip", _requires("clip", "int8")),
     "no checksum of the file": lambda: changed("clip", lambda parts: parts.outer.clear()),
     "a type": lambda: fields("pad", type="i8"),
     # clip

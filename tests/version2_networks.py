@@ -19,7 +19,7 @@ from packed_networks import Network
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.packed import PackedModel, serialise
 
-FEATURES = numpy_reader.FEATURES
+FEATURES = tuple(name for name in numpy_reader.FEATURES if name != "int8")
 PATTERNS = np.array([7, 56, 448, 73, 146, 292, 0, 511])  # few of them, so that coding pays
 
 

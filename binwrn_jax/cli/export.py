@@ -23,6 +23,8 @@ from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.dataset import ImageOptions
 from binwrn_jax.data.open import is_own, open_dataset
 from binwrn_jax.data.tfds import TfdsDataset
+from binwrn_jax.deploy import numpy_reader
+from binwrn_jax.deploy.calibrate import CHUNK, RULES
 from binwrn_jax.deploy.export import exact_arithmetic, reference_of, write_verified
 from binwrn_jax.deploy.formats import (
     START,
@@ -34,11 +36,13 @@ from binwrn_jax.deploy.formats import (
     read_model_file,
 )
 from binwrn_jax.deploy.packed import PackedModel, pack, write_packed
+from binwrn_jax.deploy.quantize import losses, quantize
 from binwrn_jax.deploy.web import write_web
 from binwrn_jax.errors import UserError
 from binwrn_jax.store.model import Model
 
 IMAGES = 100
+CALIBRATION_IMAGES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("entropy",),
         help="packed files: code the bits without loss, which only readers of version 2 of the format take",
     )
+    parser.add_argument(
+        "--activations",
+        choices=("float32", "int8"),
+        default="float32",
+        help="int8: integers from the image to the logits, see docs/deploy.md; default %(default)s",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="DATASET",
+        help="for int8: choose the ranges on training images of this data set; default the model's own",
+    )
+    parser.add_argument(
+        "--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N", help="default %(default)s"
+    )
+    parser.add_argument("--calibration-rule", choices=RULES, default=RULES[0], help="default %(default)s")
     parser.add_argument("--license", metavar="TEXT", help="of the weights, kept in the file")
     parser.add_argument("--data-dir", metavar="DIR", help="prepared TFDS data; default TFDS_DATA_DIR")
     parser.add_argument(
@@ -73,7 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
     packed, images, source, (reference, notes) = _read_source(arguments)
     if known.name == "web" and "RANDOM" not in source:
         known = dataclasses.replace(known, write=partial(write_web, examples=images))
-    lines = write_verified(known, packed, output, images, reference)
+    changes: list[str] = []
+    if arguments.activations == "int8":
+        packed, reference, changes = _in_integers(arguments, packed, images, reference)
+    lines = [*write_verified(known, packed, output, images, reference), *changes]
     print_line(f"{output}: {known.summary(output, packed)}")
     print_line(f"compared on {source}")
     for line in (*notes, *lines):
@@ -107,6 +129,46 @@ def _read_source(
     images, source = images_for(packed.description, arguments.images, arguments.data_dir)
     with exact_arithmetic():
         return packed, images, source, (open_model(arguments.model)(images), ())
+
+
+def _in_integers(
+    arguments: argparse.Namespace, packed: PackedModel, images: np.ndarray, reference: np.ndarray
+) -> tuple[PackedModel, np.ndarray, list[str]]:
+    """The model with 8-bit activations, its logits by NumPy's reader, and lines on what the 8 bits change."""
+    calibration, source = _calibration_images(arguments, packed.description)
+    integer = quantize(packed, calibration, arguments.calibration_rule)
+    logits = numpy_reader.Model(integer.metadata, integer.tensors)(images)
+    largest = float(np.abs(reference).max()) or 1.0
+    same = int((logits.argmax(1) == reference.argmax(1)).sum())
+    notes = [
+        f"8-bit activations, calibrated on {source}: {same} of {len(images)} predictions as with float32, "
+        f"logits within {np.abs(logits - reference).max() / largest:.1e} of the largest",
+        "what 8 bits change, root mean square relative to the value:",
+        *(
+            f"  {loss.name:<12} {loss.type:<4} {loss.error:.4f}"
+            for loss in losses(packed, integer, images[:CHUNK])
+        ),
+    ]
+    return integer, logits, notes
+
+
+def _calibration_images(arguments: argparse.Namespace, description: dict[str, Any]) -> tuple[np.ndarray, str]:
+    """Training images of the data set to calibrate on, and what they are in words."""
+    name, count = arguments.calibrate or description.get("dataset"), arguments.calibration_images
+    if count < 1:
+        raise UserError(f"--calibration-images is {count}: it must be at least 1")
+    if not name:
+        raise UserError("the model does not say its data set: --calibrate DATASET names one for int8")
+    options = ImageOptions.of_model(name, description, skip_broken=True) if is_own(name) else None
+    dataset = open_dataset(name, arguments.data_dir, options)
+    if list(dataset.info.image_shape) != list(description["image_shape"]):
+        raise UserError(
+            f"images of {name} are {list(dataset.info.image_shape)}, "
+            f"but the model takes {description['image_shape']}"
+        )
+    with contextlib.redirect_stdout(sys.stderr):
+        images = dataset.arrays(dataset.info.train_split, count).images
+    return images, f"{len(images)} images of {name} {dataset.info.train_split}"
 
 
 def _written_here(known: Format, path: Path) -> bool:

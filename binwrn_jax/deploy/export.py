@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.formats import Format, get_format
 from binwrn_jax.deploy.graph_runtime import run
 from binwrn_jax.deploy.packed import PackedModel, pack
@@ -70,7 +71,8 @@ def write_verified(
       packed: the model.
       path: of the file or folder; an older one there stays until the new one is proven.
       images: uint8 ``[N, H, W, C]``.
-      reference: their logits by the trained network, float32 ``[N, classes]``.
+      reference: their logits by the trained network, float32 ``[N, classes]``; of an integer network those
+        of NumPy's reader, to which all others must be equal.
 
     Returns:
       A line for each reader of the format.
@@ -80,6 +82,10 @@ def write_verified(
         be written.
     """
     write, lines = known.write, []
+    integer = numpy_reader.is_integer(packed.metadata)
+    if integer and not known.integers:
+        raise UserError(f"8-bit activations cannot be written to files of the format {known.name} yet")
+    tolerance, whose = (0.0, "NumPy's") if integer else (TOLERANCE, "the trained network's")
     proofs = known.proofs or ({known.name: known.open} if known.open else {})
     if write is None or not proofs:
         raise UserError(f"files of the format {known.name} cannot be written")
@@ -95,14 +101,14 @@ def write_verified(
             with exact_arithmetic():
                 logits = reader(unverified)(images)
             error, different = compare(reference, logits)
-            if different or not error <= TOLERANCE:
+            if different or not error <= tolerance:
                 raise UserError(
                     f"{path} is not written: read back by {name}, {different} of {len(images)} predictions "
-                    f"differ from the trained network's and logits by {error:.1e} (tolerance {TOLERANCE:g})"
+                    f"differ from {whose} and logits by {error:.1e} (tolerance {tolerance:g})"
                 )
             lines.append(
-                f"{name}: {len(images)} predictions identical to the trained network's, logits within "
-                f"{error:.1e} of the largest (tolerance {TOLERANCE:g})"
+                f"{name}: {len(images)} predictions identical to {whose}, logits within "
+                f"{error:.1e} of the largest (tolerance {tolerance:g})"
             )
 
     replace = replace_folder if known.mark else replace_files

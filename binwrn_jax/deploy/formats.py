@@ -59,6 +59,7 @@ class Format:
       made_here: tells whether a file of this format is one that ``binwrn export`` wrote and may replace.
       companions: suffixes of the files that ``write`` writes beside.
       summary: says of a written file what a user wants to read of it.
+      integers: whether it holds networks with 8-bit activations.
       extra: of this package, which brings what the format needs; '' for none.
       mark: of a format that is a folder and no file, the path of a file that each such folder has; else ''.
     """
@@ -74,6 +75,7 @@ class Format:
     made_here: Callable[[bytes], bool] = lambda start: True
     companions: tuple[str, ...] = ()
     summary: Callable[[Path, PackedModel], str] = _size
+    integers: bool = False
     extra: str = ""
     mark: str = ""
 
@@ -98,6 +100,7 @@ FORMATS = (
         read=read_packed,
         proofs={"JAX": open_packed, "NumPy": open_numpy},
         runtimes={"numpy": open_numpy, "native": open_native},
+        integers=True,
         made_here=lambda start: start[8:].startswith(b'{"__metadata__":{"binwrn'),
     ),
     Format(

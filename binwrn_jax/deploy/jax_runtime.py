@@ -17,6 +17,7 @@ import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.graph_runtime import FUNCTIONS
+from binwrn_jax.deploy.jax_integers import IntegerModel
 from binwrn_jax.deploy.packed import PackedModel, read_packed
 from binwrn_jax.deploy.predictor import in_batches
 from binwrn_jax.deploy.unfold import unfold
@@ -118,6 +119,10 @@ class LoadedModel:
     """
 
     def __init__(self, packed: PackedModel, keep_packed: bool = False) -> None:
+        if numpy_reader.is_integer(packed.metadata):
+            raise UserError(
+                "this packed model has 8-bit activations: `open_model` runs it, `load_packed` does not"
+            )
         self.packed = packed
         self.description = packed.description
         self.weights: dict[str, jax.Array] = {
@@ -214,4 +219,5 @@ def load_packed(path: str | Path, keep_packed: bool = False) -> LoadedModel:
 
 def open_packed(path: str | Path) -> Predictor:
     """A packed file as a `Predictor` that runs on JAX; raises as `load_packed` does."""
-    return load_packed(path)
+    packed = read_packed(path)
+    return IntegerModel(packed) if numpy_reader.is_integer(packed.metadata) else LoadedModel(packed)

@@ -31,9 +31,9 @@ import numpy as np
 
 FORMAT = "binwrn-packed"
 VERSION = 1  # in which files are written wherever it suffices
-FEATURES = (  # of version 2 that this program reads, see docs/packed-format-2.md: all but int8
+FEATURES = (  # of version 2 that this program reads, see docs/packed-format-2.md: all
     *("clip", "concat", "dilation", "elementwise", "entropy", "float_kernels"),
-    *("global_pool", "groups", "pad", "product", "resize", "temperature"),
+    *("global_pool", "groups", "int8", "pad", "product", "resize", "temperature"),
 )
 
 # Limits that every reader enforces. The largest network of the paper, 20-20, is far inside: a header of
@@ -59,6 +59,13 @@ MAX_VALUE = 2.0**64  # of a result while the network runs, where its range is no
 
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}
 CODED_DTYPE = np.dtype("<u2")  # U16, in version 2
+NEW_DTYPES: dict[str, np.dtype[Any]] = {  # of version 2
+    "U16": CODED_DTYPE,
+    "I8": np.dtype("i1"),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+}
+ALL_DTYPES = {**DTYPES, **NEW_DTYPES}
 RESERVED = ("golden.image", "golden.logits")  # tensors that belong to no operation
 CHECKSUM = "file_sha256"  # entry of __metadata__: of the whole file, its own value taken as 64 zeros
 OLDER = (
@@ -262,16 +269,17 @@ def _check_version(metadata: dict[str, Any]) -> int:
 def _read_entry(name: str, item: Any, version: int) -> Entry:
     _demand(isinstance(item, dict) and set(item) == {"dtype", "shape", "data_offsets"}, "bad tensor entry")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    coded = version == 2 and dtype == "U16"
+    dtypes = DTYPES if version == 1 else ALL_DTYPES
     _demand(
-        coded or dtype in ("U8", "F32"), f"tensor {_brief(name)} has dtype {_brief(dtype)}, not U8 or F32"
+        isinstance(dtype, str) and dtype in dtypes,
+        f"tensor {_brief(name)} has dtype {_brief(dtype)}, not {' or '.join(dtypes)}",
     )
     _demand(
         isinstance(shape, list) and len(shape) <= version + 2 and all(_is_int(n, 1, MAX_DATA) for n in shape),
         f"tensor {_brief(name)} has the shape {_brief(shape)}",
     )
     _demand(_is_list_of(offsets, 2, 0, MAX_DATA), f"tensor {_brief(name)} has the offsets {_brief(offsets)}")
-    entry = Entry(CODED_DTYPE if coded else DTYPES[dtype], tuple(shape), *offsets)
+    entry = Entry(dtypes[dtype], tuple(shape), *offsets)
     _demand(
         entry.end - entry.begin == math.prod(shape) * entry.dtype.itemsize,
         f"tensor {_brief(name)}: shape {shape} does not fit its {entry.end - entry.begin} bytes",
@@ -406,7 +414,7 @@ class Expected(dict[str, tuple[np.dtype[Any], Shape]]):
         _demand(isinstance(name, str), f"{where}: tensor {_brief(name)}")
         _demand(name + suffix not in RESERVED, f"{where}: the name {_brief(name)} of a tensor is reserved")
         _demand(name + suffix not in self, f"{where}: tensor {_brief(name)} is used twice")
-        self[name + suffix] = CODED_DTYPE if dtype == "U16" else DTYPES[dtype], shape
+        self[name + suffix] = ALL_DTYPES[dtype], shape
 
 
 # Each of these checks the fields of one kind of operation, whose inputs have the shapes given. It returns the
@@ -443,9 +451,12 @@ def _check_conv(where: str, operation: dict[str, Any], inputs: list[Shape], expe
     weights = math.prod(window) * depth
     if "weights" in operation:
         kind = operation["weights"]
-        _demand(kind == "float32", f"{where}: weights {_brief(kind)}, not 'float32'")
-        _demand("coding" not in operation, f"{where}: coding of float32 weights")
-        expected.tensor(where, name, "", "F32", (channels[1], *window, depth))
+        _demand(
+            isinstance(kind, str) and kind in ("float32", "int8"),
+            f"{where}: weights {_brief(kind)}, not 'float32' or 'int8'",
+        )
+        _demand("coding" not in operation, f"{where}: coding of {kind} weights")
+        expected.tensor(where, name, "", "F32" if kind == "float32" else "I8", (channels[1], *window, depth))
     elif "coding" in operation:
         coding = operation["coding"]
         _demand(coding == "rans", f"{where}: coding {_brief(coding)}, not 'rans'")
@@ -586,6 +597,193 @@ KINDS = {
 }
 
 
+# --- integer networks (version 2, "int8") -------------------------------------------------------------------
+
+LIMITS = {"u8": (0, 255), "i8": (-128, 127), "i16": (-32768, 32767), "i32": (-(2**31), 2**31 - 1)}
+MAX_SUM = 2**31 - 1  # of a convolution and of the logits
+MAX_SHIFT = 31
+MAX_MULTIPLIER = 2**30  # of a sum of two values
+SCALES = (2.0**-64, 2.0**64)
+
+
+class Integers(NamedTuple):
+    """What a value of an integer network is: ``(a - zero) * scale`` for each stored integer a.
+
+    Attributes:
+      type: a key of `LIMITS`.
+      zero: the zero point.
+      scale: of the real numbers; one for each channel after some convolutions.
+    """
+
+    type: str
+    zero: int = 0
+    scale: float | tuple[float, ...] = 1.0
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest centred integer, a - zero."""
+        low, high = LIMITS[self.type]
+        return low - self.zero, high - self.zero
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of a centred integer."""
+        return max(map(abs, self.limits))
+
+
+def _scale_of(where: str, operation: dict[str, Any], channels: int = 0) -> float | tuple[float, ...]:
+    """The scale of a result; where `channels` are given it may be a list of as many."""
+    scale = _field(operation, "scale")
+    several = isinstance(scale, list) and len(scale) == channels > 0
+    _demand(
+        all(type(x) in (int, float) and SCALES[0] <= x <= SCALES[1] for x in (scale if several else [scale])),
+        f"{where}: scale {_brief(scale)} is no number from 2^-64 to 2^64",
+    )
+    return tuple(map(float, scale)) if several else float(scale)
+
+
+def _check_type(where: str, operation: dict[str, Any]) -> Integers:
+    """The integers that an operation with a type of its own makes."""
+    kind = _field(operation, "type")
+    _demand(
+        isinstance(kind, str) and kind in ("u8", "i8", "i16"),
+        f"{where}: type {_brief(kind)} is no u8, i8 or i16",
+    )
+    zero = operation.get("zero", 0)
+    low, high = LIMITS[kind] if kind != "i16" else (0, 0)
+    _demand(
+        "zero" not in operation or (_is_int(zero, low, high) and zero != 0),
+        f"{where}: zero {_brief(zero)} of {kind}",
+    )
+    if "shift" in operation:
+        shift = operation["shift"]
+        _demand(
+            _is_int(shift, 0, MAX_SHIFT) and (shift or operation["op"] != "add"),
+            f"{where}: shift {_brief(shift)}",
+        )
+    return Integers(kind, zero, _scale_of(where, operation))
+
+
+def _check_requantize(
+    where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected
+) -> Checked:
+    _demand("shift" in operation, f"{where}: no shift")
+    for suffix in (".multiplier", ".bias"):
+        expected.tensor(where, _field(operation, "tensor"), suffix, "I32", (inputs[0][2],))
+    ends = _check_type(where, operation).limits
+    low, high = operation.get("low", ends[0]), operation.get("high", ends[1])
+    _demand(
+        _is_int(low, *ends) and _is_int(high, *ends) and low <= high,
+        f"{where}: low {_brief(low)} and high {_brief(high)} of integers from {ends[0]} to {ends[1]}",
+    )
+    for field, default in (("low", ends[0]), ("high", ends[1])):
+        _demand(operation.get(field) != default, f"{where}: {field} {default}, which is the default")
+    return inputs[0], 1
+
+
+def _check_table(where: str, operation: dict[str, Any], inputs: list[Shape], expected: Expected) -> Checked:
+    kind = _check_type(where, operation).type
+    expected.tensor(where, _field(operation, "tensor"), "", kind.upper(), (256,))
+    return inputs[0], 1
+
+
+_TYPE = frozenset({"type", "zero", "scale"})
+_INTEGER_KINDS = {
+    "requantize": Kind(_TYPE | {"tensor", "shift", "low", "high"}, _ONE, _check_requantize, "int8"),
+    "table": Kind(_TYPE | {"tensor"}, _ONE, _check_table, "int8"),
+}
+# Fields of integer networks beside those of `KINDS`, and the types that an operation takes.
+_INTEGER_FIELDS = {
+    "conv": frozenset({"scale"}),
+    "add": _TYPE | {"multipliers", "shift"},
+    "product": _TYPE | {"multiplier", "shift"},
+    "global_average": frozenset({"scale"}),
+}
+_NARROW, _SMALL = ("u8", "i8"), ("u8", "i8", "i16")
+_TAKES = {"conv": _NARROW, "table": _NARROW, "requantize": tuple(LIMITS), "add": tuple(LIMITS)}
+
+
+def _check_integers(
+    where: str, operation: dict[str, Any], shapes: list[Shape], inputs: list[Integers]
+) -> Integers:
+    """What the result of an operation of an integer network is.
+
+    Args:
+      where: for messages.
+      operation: whose fields the checker of its kind accepts.
+      shapes: of its inputs.
+      inputs: what they are.
+    """
+    op, first = operation["op"], inputs[0]
+    takes = _TAKES.get(op, _SMALL)
+    _demand(op not in ("affine", "elementwise"), f"{where}: an operation of float32 in an integer network")
+    _demand(all(x.type in takes for x in inputs), f"{where}: inputs of types {[x.type for x in inputs]}")
+    if op in ("requantize", "table"):
+        return _check_type(where, operation)
+    if op == "conv":
+        kind = operation.get("weights")
+        _demand(kind != "float32", f"{where}: weights 'float32' in an integer network")
+        weights = math.prod(operation["window"]) * (shapes[0][2] // operation.get("groups", 1))
+        _demand(
+            255 * weights * (1 if kind is None else 127) <= MAX_SUM,
+            f"{where}: sums of {weights} weights exceed int32",
+        )
+        channels = operation["channels"][1] if kind == "int8" else 0
+        return Integers("i32", 0, _scale_of(where, operation, channels))
+    if op == "add":
+        multipliers = operation.get("multipliers", [1, 1])
+        _demand(
+            _is_list_of(multipliers, 2, -MAX_MULTIPLIER, MAX_MULTIPLIER)
+            and ("multipliers" not in operation or multipliers != [1, 1]),
+            f"{where}: multipliers {_brief(multipliers)}",
+        )
+        return _check_type(where, operation)
+    if op == "product":
+        multiplier = _field(operation, "multiplier")
+        _demand(_is_int(multiplier, 1, MAX_SUM), f"{where}: multiplier {_brief(multiplier)}")
+        _demand("shift" in operation, f"{where}: no shift")
+        return _check_type(where, operation)
+    if op == "pad":
+        value = operation["value"]
+        _demand(
+            _is_int(value, *first.limits), f"{where}: value {_brief(value)} of integers within {first.limits}"
+        )
+    if op == "concat":
+        _demand(len(set(inputs)) == 1, f"{where}: values of different types, zero points or scales")
+    if op == "global_average":
+        most = 32768 if first.type == "i16" else 255
+        _demand(
+            math.prod(shapes[0][:2]) * most <= MAX_SUM,
+            f"{where}: sums over {shapes[0][:2]} pixels exceed int32",
+        )
+        return Integers("i32", 0, _scale_of(where, operation))
+    return first
+
+
+def is_integer(metadata: dict[str, Any]) -> bool:
+    """Whether a checked file has an integer network."""
+    return _field(metadata, "version") == 2 and "int8" in metadata["requires"]
+
+
+def integers_of(metadata: dict[str, Any], shapes: dict[str, Shape]) -> dict[str, Integers]:
+    """What each value of an integer network is, by name.
+
+    Args:
+      metadata: the JSON object ``binwrn``.
+      shapes: what `value_shapes` returns of it.
+    """
+    found = {"image": Integers("u8")}
+    for operation in metadata["operations"]:
+        inputs = operation["in"]
+        found[operation["out"]] = _check_integers(
+            "", operation, [shapes[name] for name in inputs], [found[name] for name in inputs]
+        )
+    return found
+
+
+# --- all operations -----------------------------------------------------------------------------------------
+
+
 def _check_input(metadata: dict[str, Any]) -> Shape:
     """The shape of an image."""
     image = _field(metadata, "input")
@@ -599,25 +797,52 @@ def _check_input(metadata: dict[str, Any]) -> Shape:
     return tuple(shape)
 
 
-def _check_operation(where: str, operation: Any, shapes: dict[str, Shape], expected: Expected) -> Checked:
-    """Checks one operation and gives the shape of its result to `shapes`."""
-    _demand(isinstance(operation, dict), f"{where} is not an object")
-    op, inputs, out = _field(operation, "op"), _field(operation, "in"), _field(operation, "out")
-    _demand(isinstance(op, str) and op in KINDS, f"{where}: unknown op {_brief(op)}")
-    kind, where = KINDS[op], f"{where} ({op})"
-    unknown = sorted(set(operation) - {"op", "in", "out"} - kind.fields - set(kind.newer))
-    _demand(not unknown, f"{where}: unknown field {_brief(unknown[:1])}")
-    _demand(
-        isinstance(inputs, list)
-        and kind.inputs[0] <= len(inputs) <= kind.inputs[1]
-        and all(isinstance(name, str) and name in shapes for name in inputs),
-        f"{where}: inputs {_brief(inputs)} are not made by the operations before it",
-    )
-    _demand(isinstance(out, str) and 1 <= len(out) <= 64, f"{where}: output name {_brief(out)}")
-    _demand(out not in shapes, f"{where}: output {_brief(out)} is made twice")
-    shape, cost = kind.check(where, operation, [shapes[name] for name in inputs], expected)
-    shapes[out] = shape
-    return shape, cost
+class Checker:
+    """Checks operations one after another.
+
+    Attributes:
+      shapes: of the values so far, by name.
+      integers: what they are, in an integer network; None in one of float32.
+      expected: the tensors that they need.
+    """
+
+    def __init__(self, image: Shape, integer: bool) -> None:
+        self.shapes: dict[str, Shape] = {"image": image}
+        self.integers = {"image": Integers("u8")} if integer else None
+        self.expected = Expected()
+
+    def check(self, where: str, operation: Any) -> Checked:
+        """Checks one operation; returns its shape and the multiply-adds for each of its numbers."""
+        _demand(isinstance(operation, dict), f"{where} is not an object")
+        op, inputs, out = _field(operation, "op"), _field(operation, "in"), _field(operation, "out")
+        kinds = KINDS if self.integers is None else _ALL_KINDS
+        _demand(isinstance(op, str) and op in kinds, f"{where}: unknown op {_brief(op)}")
+        kind, where = kinds[op], f"{where} ({op})"
+        fields = {"op", "in", "out"} | kind.fields | set(kind.newer)
+        if self.integers is not None:
+            fields |= _INTEGER_FIELDS.get(op, frozenset())
+        unknown = sorted(set(operation) - fields)
+        _demand(not unknown, f"{where}: unknown field {_brief(unknown[:1])}")
+        _demand(
+            isinstance(inputs, list)
+            and kind.inputs[0] <= len(inputs) <= kind.inputs[1]
+            and all(isinstance(name, str) and name in self.shapes for name in inputs),
+            f"{where}: inputs {_brief(inputs)} are not made by the operations before it",
+        )
+        _demand(isinstance(out, str) and 1 <= len(out) <= 64, f"{where}: output name {_brief(out)}")
+        _demand(out not in self.shapes, f"{where}: output {_brief(out)} is made twice")
+        shapes = [self.shapes[name] for name in inputs]
+        shape, cost = kind.check(where, operation, shapes, self.expected)
+        if self.integers is not None:
+            given = [self.integers[name] for name in inputs]
+            self.integers[out] = _check_integers(where, operation, shapes, given)
+        else:
+            _demand(operation.get("weights") != "int8", f"{where}: weights 'int8' in a network of float32")
+        self.shapes[out] = shape
+        return shape, cost
+
+
+_ALL_KINDS = {**KINDS, **_INTEGER_KINDS}
 
 
 def features(metadata: dict[str, Any]) -> list[str]:
@@ -629,10 +854,14 @@ def features(metadata: dict[str, Any]) -> list[str]:
     used = {"temperature"} & set(metadata)  # of probabilities, which no reader of this project computes
     for operation in metadata["operations"]:
         op = operation.get("op") if isinstance(operation, dict) else None
-        if isinstance(op, str) and op in KINDS:
-            kind = KINDS[op]
+        if isinstance(op, str) and op in _ALL_KINDS:
+            kind = _ALL_KINDS[op]
             used |= {kind.feature} - {""}
             used |= {feature for field, feature in kind.newer.items() if field in operation}
+            if operation.get("weights") == "int8":
+                used = used - {"float_kernels"} | {"int8"}
+            if _TYPE & set(operation):
+                used.add("int8")
     return sorted(used)
 
 
@@ -660,7 +889,7 @@ def multiply_adds(metadata: dict[str, Any], shapes: dict[str, Shape]) -> int:
     """
     total = 0
     for operation in metadata["operations"]:
-        kind, inputs = KINDS[operation["op"]], [shapes[name] for name in operation["in"]]
+        kind, inputs = _ALL_KINDS[operation["op"]], [shapes[name] for name in operation["in"]]
         shape, cost = kind.check("", operation, inputs, Expected())
         total += math.prod(shape) * cost
     return total
@@ -688,11 +917,13 @@ def value_shapes(
         f"no list of 1 to {MAX_OPERATIONS} operations",
     )
     _check_features(metadata)
-    expected, shapes = Expected(), {"image": image_shape}
+    integer = is_integer(metadata)
+    checker = Checker(image_shape, integer)
+    expected, shapes = checker.expected, checker.shapes
     activations, work = math.prod(image_shape), 0
     for index, operation in enumerate(operations):
         where = f"operation {index}"
-        shape, cost = _check_operation(where, operation, shapes, expected)
+        shape, cost = checker.check(where, operation)
         last = index + 1 == len(operations)
         _demand(
             last or operation["op"] != "global_average", f"{where} (global_average) is not the last operation"
@@ -707,7 +938,7 @@ def value_shapes(
     _demand(operations[-1]["op"] == "global_average", "the last operation is not global_average")
     _demand(shape == (classes,), f"the operations end in {shape[0]} logits, but there are {classes} classes")
     expected["golden.image"] = DTYPES["U8"], image_shape
-    expected["golden.logits"] = DTYPES["F32"], (classes,)
+    expected["golden.logits"] = ALL_DTYPES["I32" if integer else "F32"], (classes,)
     for name, wanted in expected.items():
         _demand(name in tensor_shapes, f"tensor {_brief(name)} is missing")
         (dtype, have), (wanted_dtype, want) = tensor_shapes[name], wanted
@@ -1006,6 +1237,8 @@ def is_bounded(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> bool
       PackedFileError: an operation does.
     """
     shapes = value_shapes(metadata, {name: (x.dtype, x.shape) for name, x in tensors.items()})
+    if is_integer(metadata):
+        return True
     if largest_value(metadata, tensors, shapes) <= MAX_RANGE:
         return True
     _demand(
@@ -1031,6 +1264,9 @@ def check_tensors(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> N
             used = math.prod(operation["window"]) * depth % 8
             last = tensors[operation["tensor"]][:, -1]
             _demand(not used or not (last >> used).any(), f"padding bits of {operation['tensor']!r} are set")
+        if operation.get("weights") == "int8":
+            kernel = tensors[operation["tensor"]]
+            _demand(bool((kernel > -128).all()), f"a weight of {operation['tensor']!r} is -128")
     for name, tensor in tensors.items():
         _demand(tensor.dtype.kind != "f" or bool(np.isfinite(tensor).all()), f"tensor {name!r} is not finite")
     is_bounded(metadata, tensors)
@@ -1142,7 +1378,7 @@ def _tap(kernel: np.ndarray, tap: int, channels: int) -> np.ndarray:
       channels: C, the input channels that each output channel sees.
     """
     if kernel.dtype != np.uint8:
-        return kernel.reshape(len(kernel), -1, channels)[:, tap].T
+        return kernel.reshape(len(kernel), -1, channels)[:, tap].T  # float32, or int8 of an integer network
     first = tap * channels
     columns = kernel[:, first // 8 : -(-(first + channels) // 8)]
     rows = np.unpackbits(columns, axis=1, bitorder="little")[:, first % 8 : first % 8 + channels]
@@ -1183,7 +1419,7 @@ def _convolve(x: np.ndarray, operation: dict[str, Any], kernel: np.ndarray) -> n
     (c_in, c_out), shape = operation["channels"], x.shape[1:]
     groups = operation.get("groups", 1)
     depth, outputs = c_in // groups, c_out // groups  # of each group
-    result = np.zeros((len(x), *_slide("", operation, shape), c_out), np.float32)
+    result = np.zeros((len(x), *_slide("", operation, shape), c_out), x.dtype)
     for place in _places(operation, shape):
         part = x[:, *place.into]
         for some in _blocks(c_out, outputs, max(1, UNPACKED // depth)):
@@ -1365,6 +1601,134 @@ def compute(
     return x.mean((1, 2))
 
 
+# --- running integer networks -------------------------------------------------------------------------------
+
+# Values are int32 arrays of centred integers.
+
+
+def shift_right(t: np.ndarray, shift: int) -> np.ndarray:
+    """R of docs/packed-format-2.md: ``floor((t + 2^(r-1)) / 2^r)``, and t for r = 0; int64.
+
+    >>> shift_right(np.array([18, -18, -19, 17]), 2).tolist()
+    [5, -4, -5, 4]
+    """
+    return (t + (1 << shift - 1)) >> shift if shift else t
+
+
+def divide(t: np.ndarray, n: np.ndarray | int) -> np.ndarray:
+    """D of docs/packed-format-2.md: ``floor((2 t + n) / (2 n))``; int64.
+
+    >>> divide(np.array([9, -9, -10]), 6).tolist()
+    [2, -1, -2]
+    """
+    return (2 * t + n) // (2 * n)
+
+
+def _integer_convolution(x: np.ndarray, operation: dict[str, Any], kernel: np.ndarray) -> np.ndarray:
+    depth = operation["channels"][0] // operation.get("groups", 1)
+    most = 255 * math.prod(operation["window"]) * depth * (1 if kernel.dtype == np.uint8 else 127)
+    # Floats add integers exactly as long as no sum exceeds their fraction.
+    exact = np.float32 if most < 1 << 24 else np.float64
+    return _convolve(x.astype(exact), operation, kernel).astype(np.int32)
+
+
+def _integer_average(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
+    size = _slide("", operation, x.shape[1:])
+    total = np.zeros((len(x), *size, x.shape[3]), np.int64)
+    inside = np.zeros((*size, 1), np.int64)
+    for place in _places(operation, x.shape[1:]):
+        total[:, *place.out] += x[:, *place.into]
+        inside[place.out] += 1
+    return divide(total, inside)
+
+
+def _integer_max(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
+    result = np.full((len(x), *_slide("", operation, x.shape[1:]), x.shape[3]), LIMITS["i32"][0], np.int32)
+    for place in _places(operation, x.shape[1:]):
+        view = result[:, *place.out]
+        np.maximum(view, x[:, *place.into], out=view)
+    return result
+
+
+def _integer_resize(x: np.ndarray, operation: dict[str, Any]) -> np.ndarray:
+    if operation["method"] == "nearest":
+        return _resize(x, operation)
+    (down, across), wide = operation["factor"], x.astype(np.int64)
+    (above, below, low), (left, right, part) = (
+        whole_steps(size, factor) for size, factor in zip(x.shape[1:3], (down, across), strict=True)
+    )
+    low, part = low[:, None, None], part[:, None]
+    rows = wide[:, above] * (2 * down - low) + wide[:, below] * low
+    return divide(rows[:, :, left] * (2 * across - part) + rows[:, :, right] * part, 4 * down * across)
+
+
+def whole_steps(size: int, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_between`, the weight in steps of 1 / (2 factor)."""
+    first, rest = np.divmod(2 * np.arange(size * factor) + 1 - factor, 2 * factor)
+    ends = (np.clip(first + more, 0, size - 1) for more in (0, 1))
+    return *ends, rest
+
+
+_INTEGER_SIMPLE: dict[str, Callable[[np.ndarray, dict[str, Any]], np.ndarray]] = {
+    "average_pool": _integer_average,
+    "max_pool": _integer_max,
+    "resize": _integer_resize,
+}
+
+
+def compute_integers(
+    operation: dict[str, Any],
+    inputs: list[np.ndarray],
+    tensors: Mapping[str, np.ndarray],
+    source: Integers,
+    target: Integers,
+) -> np.ndarray:
+    """The result of one operation of an integer network: centred integers, int32 ``[N, H, W, C]``.
+
+    Args:
+      operation: checked by `value_shapes`.
+      inputs: int32 ``[N, H, W, C]``.
+      tensors: its arrays by name, among any others.
+      source: what its first input is.
+      target: what its result is.
+
+    Returns:
+      For ``global_average`` the logits, int32 ``[N, C]``.
+    """
+    op, x = operation["op"], inputs[0]
+    low, high = operation.get("low", target.limits[0]), operation.get("high", target.limits[1])
+
+    def clamped(t: np.ndarray, shift: int) -> np.ndarray:
+        return np.clip(shift_right(t, shift), low, high).astype(np.int32)
+
+    if op in _INTEGER_SIMPLE:
+        return _INTEGER_SIMPLE[op](x, operation).astype(np.int32)
+    if op == "conv":
+        return _integer_convolution(x, operation, tensors[operation["tensor"]])
+    if op == "requantize":
+        m, b = (tensors[f"{operation['tensor']}.{part}"].astype(np.int64) for part in ("multiplier", "bias"))
+        return clamped(x * m + b, operation["shift"])
+    if op == "add":
+        first, second = operation.get("multipliers", (1, 1))
+        return clamped(np.int64(first) * x + np.int64(second) * inputs[1], operation.get("shift", 0))
+    if op == "product":
+        t = x.astype(np.int64) * inputs[1] * operation["multiplier"]
+        return clamped(t, operation["shift"])
+    if op == "table":
+        stored = x + source.zero - LIMITS[source.type][0]
+        return tensors[operation["tensor"]].astype(np.int32)[stored] - target.zero
+    if op == "global_pool":
+        if operation["kind"] == "max":
+            return x.max((1, 2), keepdims=True)
+        return divide(x.sum((1, 2), np.int64, keepdims=True), math.prod(x.shape[1:3])).astype(np.int32)
+    if op == "pad":
+        widths = ((0, 0), *operation["pads"], (0, 0))
+        return np.pad(x, widths, constant_values=np.int32(operation["value"]))
+    if op == "global_average":
+        return x.sum((1, 2), np.int32)
+    return compute(operation, inputs, tensors)  # concat and pad_channels, which compute nothing
+
+
 class Model:
     """A packed model that can be run.
 
@@ -1381,6 +1745,7 @@ class Model:
         self._bounded = is_bounded(metadata, tensors)
         shapes = value_shapes(metadata, {name: (x.dtype, x.shape) for name, x in tensors.items()})
         self._images_at_once = max(1, MAX_ACTIVATIONS // sum(math.prod(shape) for shape in shapes.values()))
+        self._integers = integers_of(metadata, shapes) if is_integer(metadata) else None
         # After which operation a value is needed no more.
         self._last_use = {name: i for i, op in enumerate(metadata["operations"]) for name in op["in"]}
 
@@ -1388,11 +1753,22 @@ class Model:
         """Logits float32 ``[N, classes]`` of images ``[N, H, W, C]``, uint8 or floats in 0..255.
 
         Args:
-          images: any N.
+          images: any N; for an integer network whole numbers.
           chunk: images worked on at a time at most, to bound the memory; fewer if they are large.
 
         Raises:
           ValueError: the images have another shape, or (`PackedFileError`) a value becomes too large.
+        """
+        logits = self.raw_logits(images, chunk)
+        if self._integers is None:
+            return logits
+        scale = self._integers[self.metadata["operations"][-1]["out"]].scale
+        return (logits.astype(np.float64) * np.asarray(scale)).astype(np.float32)
+
+    def raw_logits(self, images: np.ndarray, chunk: int = 8) -> np.ndarray:
+        """The logits as the operations make them: int32 of an integer network, else float32.
+
+        Arguments and errors are those of calling the model. ``golden.logits`` are of this kind.
         """
         shape = tuple(self.metadata["input"]["shape"])
         if images.ndim != 4 or images.shape[1:] != shape:
@@ -1401,10 +1777,13 @@ class Model:
             )
         chunk = min(chunk, self._images_at_once)
         logits = [self._run(images[i : i + chunk]) for i in range(0, len(images), chunk)]
-        return np.concatenate([np.empty((0, self.metadata["num_classes"]), np.float32), *logits])
+        dtype = np.float32 if self._integers is None else np.int32
+        return np.concatenate([np.empty((0, self.metadata["num_classes"]), dtype), *logits])
 
     def _run(self, images: np.ndarray) -> np.ndarray:
-        values = {"image": images.astype(np.float32)}
+        if self._integers is not None and not np.array_equal(images, images.astype(np.uint8)):
+            raise ValueError("images of an integer network are whole numbers from 0 to 255")
+        values = {"image": images.astype(np.float32 if self._integers is None else np.int32)}
         for index, operation in enumerate(self.metadata["operations"]):
             result = self._apply(operation, [values[name] for name in operation["in"]])
             if not self._bounded:
@@ -1418,7 +1797,10 @@ class Model:
         return result
 
     def _apply(self, operation: dict[str, Any], inputs: list[np.ndarray]) -> np.ndarray:
-        return compute(operation, inputs, self.tensors)
+        if self._integers is None:
+            return compute(operation, inputs, self.tensors)
+        kinds = self._integers[operation["in"][0]], self._integers[operation["out"]]
+        return compute_integers(operation, inputs, self.tensors, *kinds)
 
 
 def load(path: str | os.PathLike[str]) -> Model:

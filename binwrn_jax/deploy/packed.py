@@ -48,7 +48,9 @@ class PackedModel:
       checksum: the SHA-256 of the whole file that it was read from, in hex; None where it was read from no
         packed file, or from an older one, which states none.
       coded: bytes of each kernel that was coded in the file that it was read from; `bits` has it decoded.
-      kernels: ``{'conv{i}': float32 [C_out, F_h, F_w, C_in / groups]}``, those that stay float32.
+      kernels: ``{'conv{i}': float32 [C_out, F_h, F_w, C_in / groups]}``, those that stay float32; int8 in an
+        integer network.
+      integers: of an integer network, the multipliers, biases and tables by their names in the file.
     """
 
     metadata: dict[str, Any]
@@ -59,6 +61,7 @@ class PackedModel:
     checksum: str | None = None
     coded: Mapping[str, int] = dataclasses.field(default_factory=dict)
     kernels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    integers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def operations(self) -> list[dict[str, Any]]:
@@ -67,12 +70,13 @@ class PackedModel:
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """The arrays by their names in the file: float32 first, so that all of them lie aligned."""
+        """The arrays by their names in the file: larger numbers first, so that all of them lie aligned."""
         result = {}
         for name, (scale, offset) in self.affines.items():
             result[name + ".scale"], result[name + ".offset"] = scale, offset
         golden = {"golden.logits": self.golden_logits, "golden.image": self.golden_image}
-        return {**result, **self.kernels, **golden, **self.bits}
+        found = {**result, **self.kernels, **self.integers, **golden, **self.bits}
+        return dict(sorted(found.items(), key=lambda item: -item[1].itemsize))
 
     @property
     def value_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -246,7 +250,7 @@ def serialise(packed: PackedModel, coding: str | None = None) -> bytes:
     compact: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False}
     outer = {"binwrn": json.dumps(metadata, **compact), numpy_reader.CHECKSUM: _NO_CHECKSUM}
     header: dict[str, Any] = {"__metadata__": outer}
-    codes = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8"}
+    codes = {dtype: code for code, dtype in numpy_reader.ALL_DTYPES.items()}
     position = 0
     for name, tensor in tensors.items():
         offsets = [position, position + tensor.nbytes]
@@ -308,5 +312,10 @@ def read_packed(path: str | Path) -> PackedModel:
         coded=coded,
         kernels={
             name: tensors[name] for op, name in names if op == "conv" and tensors[name].dtype != np.uint8
+        },
+        integers={
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.endswith((".multiplier", ".bias")) or ("table", name) in names
         },
     )

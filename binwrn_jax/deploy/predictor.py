@@ -49,10 +49,14 @@ class JaxPredictor:
 
 
 def in_batches(
-    network: Callable[[np.ndarray], jax.Array], images: np.ndarray, num_classes: int, batch_size: int
+    network: Callable[[np.ndarray], jax.Array],
+    images: np.ndarray,
+    num_classes: int,
+    batch_size: int,
+    dtype: type = np.float32,
 ) -> np.ndarray:
-    """Runs a jitted network on any number of images, see `JaxPredictor`; float32 ``[N, num_classes]``."""
-    logits = np.empty((len(images), num_classes), np.float32)
+    """Runs a jitted network on any number of images, see `JaxPredictor`; `dtype` ``[N, num_classes]``."""
+    logits: np.ndarray = np.empty((len(images), num_classes), dtype)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         count = len(batch)
