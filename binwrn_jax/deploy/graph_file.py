@@ -7,6 +7,7 @@ A file is of version 1 (docs/packed-format.md) where its operations allow it, an
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -94,6 +95,16 @@ def content_of(graph: Graph) -> Content:
     return content
 
 
+def place_of(message: str, content: Content, graph: Graph) -> str:
+    """Where the user's code asks for the operation that a reader's message names; '' if it names none."""
+    found = re.match(r"operation (\d+) ", message)
+    if not found:
+        return ""
+    name = content.operations[int(found[1])]["out"].partition(".")[0]
+    where = next((op.where() for op in graph.operations if op.output == name), "")
+    return f"; it comes from {where}" if where else ""
+
+
 def weights_in_words(graph: Graph) -> str:
     """How many weights are one bit, and which kernels are not."""
     kept = kept_floats(graph)
@@ -142,7 +153,8 @@ def _with_small_pads(operation: Operation) -> Iterator[Operation]:
         yield operation
         return
     padded = f"{operation.output}.padded"
-    yield Operation("pad", operation.inputs, padded, {"pads": attributes["pads"], "value": 0.0})
+    around = {"pads": attributes["pads"], "value": 0.0}
+    yield dataclasses.replace(operation, kind="pad", output=padded, attributes=around, tensors={})
     yield dataclasses.replace(operation, inputs=(padded,), attributes={**attributes, "pads": _NO_PADS})
 
 

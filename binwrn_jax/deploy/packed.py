@@ -13,7 +13,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.entropy import encode, worthwhile
-from binwrn_jax.deploy.graph_file import content_of, graph_of
+from binwrn_jax.deploy.graph_file import content_of, graph_of, place_of
 from binwrn_jax.errors import UserError
 from binwrn_jax.graph.operations import Graph
 from binwrn_jax.graph.simplify import simplify
@@ -187,7 +187,7 @@ def pack_graph(
     packed = PackedModel(
         metadata, content.bits, content.affines, golden_image, unknown, kernels=content.kernels
     )
-    _check(packed)
+    _check(packed, lambda message: place_of(message, content, graph))
     try:
         logits = numpy_reader.Model(metadata, packed.tensors)(golden_image[None])[0]
     except numpy_reader.PackedFileError as error:
@@ -195,13 +195,13 @@ def pack_graph(
     return dataclasses.replace(packed, golden_logits=logits)
 
 
-def _check(packed: PackedModel) -> None:
+def _check(packed: PackedModel, place: Callable[[str], str] = lambda message: "") -> None:
     try:
         packed.value_shapes  # noqa: B018  (it checks)
         numpy_reader.check_description(packed.metadata)
         numpy_reader.check_tensors(packed.metadata, packed.tensors)
     except numpy_reader.PackedFileError as error:
-        raise UserError(f"this network cannot be packed: {error}") from error
+        raise UserError(f"this network cannot be packed: {error}{place(str(error))}") from error
 
 
 def versioned(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,8 @@ class Builder:
         """Adds an operation; returns the name of its result."""
         name = f"v{len(self.operations)}"
         names = tuple(value.name for value in inputs)
-        self.operations.append(Operation(kind, names, name, attributes, tensors or {}, tuple(source)))
+        where = self.equation.location
+        self.operations.append(Operation(kind, names, name, attributes, tensors or {}, tuple(source), where))
         self.shapes[name] = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.equations[name] = self.equation
         return name

@@ -141,12 +141,13 @@ def _named(operation: Operation, own: Curves, shapes: dict[str, Shape]) -> Opera
         name = operation.output
         for known, values in _KNOWN.items():
             if _same(curve.values, values):
-                return Operation("function", (base,), name, {"function": known})
+                return Operation("function", (base,), name, {"function": known}, where=operation.where)
         slope = -float(curve.values[len(GRID) - 1 - AT_ONE])
         if _same(curve.values, np.where(GRID < 0, slope * GRID, GRID)):
             if slope == 0:  # a ReLU
                 return _affine(base, name, shapes[name][2], low=0.0)
-            return Operation("function", (base,), name, {"function": "leaky_relu", "slope": slope})
+            attributes = {"function": "leaky_relu", "slope": slope}
+            return Operation("function", (base,), name, attributes, where=operation.where)
     return operation
 
 
@@ -166,7 +167,7 @@ def _expressed(operation: Operation, shapes: dict[str, Shape]) -> Iterable[Opera
         primitive == "integer_pow" and operation.attributes["params"]["y"] == 2
     )
     if squares:
-        yield Operation("multiply", operation.inputs * 2, operation.output)
+        yield Operation("multiply", operation.inputs * 2, operation.output, where=operation.where)
         return
     if operation.kind != "window_sum":
         yield operation
@@ -178,9 +179,11 @@ def _expressed(operation: Operation, shapes: dict[str, Shape]) -> Iterable[Opera
         (top, bottom), (left, right) = attributes["pads"]
         padded = f"{name}.padded"
         shapes[padded] = (height + top + bottom, width + left + right, depth)
-        yield Operation("pad", (x,), padded, {"pads": attributes["pads"], "value": 0.0})
+        yield Operation(
+            "pad", (x,), padded, {"pads": attributes["pads"], "value": 0.0}, where=operation.where
+        )
         x, attributes["pads"] = padded, ((0, 0), (0, 0))
     mean = f"{name}.mean"
     shapes[mean] = shapes[name]
-    yield Operation("average_pool", (x,), mean, attributes)
+    yield Operation("average_pool", (x,), mean, attributes, where=operation.where)
     yield _affine(mean, name, depth, scale=float(math.prod(attributes["window"])))

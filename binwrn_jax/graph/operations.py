@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Operation:
       attributes: numbers and names of its kind.
       tensors: arrays of its kind.
       source: paths of the parameters in its tensors, such as ``'params/conv0/kernel'``.
+      where: gives the user's function, file and line that ask for it; '' where that is not known.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Operation:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tensors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     source: tuple[str, ...] = ()
+    where: Callable[[], str] = str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,7 +118,11 @@ def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path)
     with pytest.raises(UserError, match="32-bit weights"):
         export(apply, variables, path, shape)
     wide = nn.Sequential([floats, nn.Conv(4, (65, 1), padding=32), lambda x: x.mean((1, 2))])
-    with pytest.raises(UserError, match=r"cannot be packed: .* window \[65, 1\]"):
+    message = (
+        r"cannot be packed: operation 2 \(conv\): window \[65, 1\]; "
+        r"it comes from conv_general_dilated in \S+ \(test_own_network.py:\d+\), module .*layers_1"
+    )
+    with pytest.raises(UserError, match=message):
         export(*one_bit(wide)[:2], path, shape)
     assert not list(tmp_path.iterdir())
 

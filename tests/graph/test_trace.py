@@ -237,6 +237,10 @@ def test_what_cannot_be_exported_is_named_with_file_and_line(name):
     message = str(refusal.value)
     assert words in message and "\n" not in message
     if name != "maps as result":
+        # The primitive, the user's function and line, and the module: Linen names it.
+        assert re.match(
+            r"\w+( of \w+)? in \S+ \(test_trace\.py:\d+\), module \S*Around\S* cannot be", message
+        )
         first = inspect.getsourcelines(function)[1]
         line = int(re.search(r"\(test_trace\.py:(\d+)\)", message)[1])
         assert first <= line <= first + len(inspect.getsourcelines(function)[0])
