@@ -127,9 +127,14 @@ def test_functions_have_the_accuracy_that_the_document_demands(function, tmp_pat
 
 @pytest.mark.parametrize(
     ("window", "stride", "shape"),
-    [((7, 7), (2, 2), (32, 30, 3)), ((64, 64), (64, 64), (70, 70, 1)), ((1, 9), (3, 7), (5, 40, 21))],
+    [
+        *[((7, 7), (2, 2), (32, 30, 3)), ((64, 64), (64, 64), (70, 70, 1)), ((1, 9), (3, 7), (5, 40, 21))],
+        # Rows that are multiples of seven, and strides that step over pixels.
+        *[((3, 3), (1, 1), (5, 7, 3)), ((3, 3), (1, 1), (6, 28, 33)), ((1, 1), (2, 2), (9, 27, 20))],
+        *[((3, 2), (2, 3), (9, 20, 5)), ((1, 2), (3, 4), (7, 13, 40))],
+    ],
 )
-def test_large_windows_and_strides(window, stride, shape, tmp_path):
+def test_windows_and_strides(window, stride, shape, tmp_path):
     n = Network(np.random.default_rng(0), shape)
     pads = [[side // 2, side // 2] for side in window]
     packed = n.finish(n.affine(n.conv(n.affine("image", None), 33, window, stride, pads)))

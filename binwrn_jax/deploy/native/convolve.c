@@ -1,6 +1,6 @@
 /* Convolutions, one item at a time.
  *
- * A convolution is cut into tiles of PIXELS x tile_rows output pixels, and its input channels into chunks of
+ * A convolution is cut into tiles of tile_columns x tile_rows output pixels, and its input channels into chunks of
  * `slots` bundles. For each tile and chunk, the tables of the bundles are made once for each *input* pixel that the
  * tile needs; all taps of the window and all output channels look up there. The sums of the tile stay in the scratch
  * memory of the thread until all chunks are done. Float kernels go the same way: the table of one input is the input.
@@ -37,9 +37,9 @@ int binwrn_plan_conv(operation *op, const kernel *k, int threads) {
   conv_plan *plan = &op->conv;
   const summation *s = summation_of(k, plan);
   const size_t pixel = (size_t)s->slots * (size_t)s->table; /* floats of tables of an input pixel */
-  const int covers[2] = {(op->window[0] - 1) * op->dilation[0] + 1, (op->window[1] - 1) * op->dilation[1] + 1};
   uint64_t row, used;
-  int tiles, blocks;
+  int tiles, blocks, i;
+  for (i = 0; i < 2; i++) plan->covers[i] = (op->window[i] - 1) * op->dilation[i] + 1;
   plan->in = op->in, plan->out = op->out;
   plan->pixels = op->in.height * op->in.width;
   if (is_pointwise(op)) {
@@ -49,15 +49,17 @@ int binwrn_plan_conv(operation *op, const kernel *k, int threads) {
   plan->bundles = (plan->inputs + s->bundle - 1) / s->bundle;
   plan->chunks = (plan->bundles + s->slots - 1) / s->slots;
   plan->blocks = (plan->outputs + s->lanes - 1) / s->lanes;
-  plan->in_columns = (PIXELS - 1) * op->stride[1] + covers[1];
+  plan->tile_columns = PIXELS;
+  if (!s->interleave && plan->out.width % PIXELS && plan->out.width % (PIXELS - 1) == 0) plan->tile_columns--;
+  plan->in_columns = (plan->tile_columns - 1) * op->stride[1] + plan->covers[1];
   plan->phase = (plan->in_columns + op->stride[1] - 1) / op->stride[1];
   if (s->interleave) plan->phase = (plan->phase + 3) / 4 * 4; /* whole vectors */
   row = (uint64_t)op->stride[1] * (uint64_t)plan->phase * pixel;
   used = (uint64_t)plan->in_columns * (uint64_t)(smaller(plan->bundles, s->slots) * s->table) * sizeof(float);
   plan->tile_rows = is_pointwise(op) ? 1 : smaller(MAX_TILE_ROWS, op->out.height);
-  while (plan->tile_rows > 1 && used * (uint64_t)((plan->tile_rows - 1) * op->stride[0] + covers[0]) > TABLE_BYTES)
+  while (plan->tile_rows > 1 && used * (uint64_t)((plan->tile_rows - 1) * op->stride[0] + plan->covers[0]) > TABLE_BYTES)
     plan->tile_rows--;
-  plan->in_rows = (plan->tile_rows - 1) * op->stride[0] + covers[0];
+  plan->in_rows = (plan->tile_rows - 1) * op->stride[0] + plan->covers[0];
   plan->depth = is_pointwise(op) ? smaller(plan->chunks, (int)(TABLE_BYTES / (row * sizeof(float)))) : 1;
   plan->chunks = (plan->chunks + plan->depth - 1) / plan->depth;
   plan->depth = ((plan->bundles + s->slots - 1) / s->slots + plan->chunks - 1) / plan->chunks; /* evenly */
@@ -66,12 +68,12 @@ int binwrn_plan_conv(operation *op, const kernel *k, int threads) {
   plan->row_floats = (size_t)row;
   plan->chunk_floats = plan->row_floats * (size_t)plan->in_rows;
   plan->tiles_y = (plan->out.height + plan->tile_rows - 1) / plan->tile_rows;
-  plan->tiles_x = (plan->out.width + PIXELS - 1) / PIXELS;
+  plan->tiles_x = (plan->out.width + plan->tile_columns - 1) / plan->tile_columns;
   /* Each part makes the tables anew: no more of them than the threads need. */
   tiles = plan->tiles_y * plan->tiles_x;
   blocks = plan->groups * plan->blocks;
   plan->parts = threads == 1 ? 1 : smaller(blocks, (2 * threads + tiles - 1) / tiles);
-  op->items = tiles * plan->parts; /* below MAX_ITEMS: at most 4222 x 528 tiles, parts only of few tiles */
+  op->items = tiles * plan->parts; /* below MAX_ITEMS: at most 4222 x 604 tiles, parts only of few tiles */
   if (plan->taps) place_taps(op, s);
   return 1;
 }
@@ -95,7 +97,7 @@ static void make_row(const summation *s, const operation *op, int y, int x, int 
   const int step = op->stride[1], left = plan->pixels - y * plan->in.width; /* pixels from this row on */
   const int width = y < 0 || y >= plan->in.height ? 0 : smaller(plan->in.width, left);
   int phase;
-  for (phase = 0; phase < step && phase < plan->in_columns; phase++, tables += (size_t)plan->phase * pixel) {
+  for (phase = 0; phase < step && phase < plan->covers[1]; phase++, tables += (size_t)plan->phase * pixel) {
     const int count = (plan->in_columns - phase + step - 1) / step, at = x + phase;
     const int begin = at < 0 ? smaller((-at + step - 1) / step, count) : 0;
     const int end = at >= width ? begin : smaller((width - at + step - 1) / step, count);
@@ -121,8 +123,9 @@ static void make_tables(const summation *s, const operation *op, int y, int x, i
   int r;
   if (before.scale) before.scale += first, before.offset += first;
   for (r = 0; r < plan->in_rows; r++, tables += plan->row_floats)
-    make_row(s, op, y * op->stride[0] - op->pads[0][0] + r, x * op->stride[1] - op->pads[1][0], first, n, &before, slots,
-             tables);
+    if (r % op->stride[0] < plan->covers[0]) /* else the window steps over it, as over some phases */
+      make_row(s, op, y * op->stride[0] - op->pads[0][0] + r, x * op->stride[1] - op->pads[1][0], first, n, &before, slots,
+               tables);
 }
 
 /* Sums of the blocks from `first` to `last` - 1 of one group, for a tile. */
@@ -148,7 +151,8 @@ static void sum_group(const summation *s, const operation *op, int group, int fi
           weights + (((size_t)group * (size_t)plan->blocks + (size_t)block) * (size_t)plan->chunks + (size_t)chunk) *
                         chunk_weights;
       for (r = 0; r < rows; r++)
-        s->accumulate(sums + ((size_t)(block - first) * (size_t)rows + (size_t)r) * tile, chunk == 0, w,
+        s->accumulate(sums + ((size_t)(block - first) * (size_t)rows + (size_t)r) * tile, plan->tile_columns,
+                      chunk == 0, w,
                       tables + (size_t)(r * op->stride[0]) * plan->row_floats, plan->taps,
                       plan->tap_count / plan->depth * depth, slots, (size_t)plan->phase);
     }
@@ -169,7 +173,7 @@ static int finish_group(const binwrn_model *model, const operation *op, int grou
     for (r = 0; r < rows; r++, sums += PIXELS * lanes) {
       const size_t pixel = (size_t)(y + r) * (size_t)plan->out.width + (size_t)x;
       const size_t at = pixel * channels + (size_t)channel;
-      int columns = smaller(PIXELS, plan->out.width - x);
+      int columns = smaller(plan->tile_columns, plan->out.width - x);
       if (is_pointwise(op)) columns = smaller(columns, plan->pixels - (int)pixel);
       small &= k->finish(sums, lanes, columns, n, &after, op->y ? op->y + at : NULL, op->result + at, channels,
                          model->guarded);
@@ -182,7 +186,7 @@ static int finish_group(const binwrn_model *model, const operation *op, int grou
 static void find_item(const conv_plan *plan, int item, int *y, int *x, int *first, int *last) {
   const int tile = item / plan->parts, part = item % plan->parts, blocks = plan->groups * plan->blocks;
   *y = tile / plan->tiles_x * plan->tile_rows;
-  *x = tile % plan->tiles_x * PIXELS;
+  *x = tile % plan->tiles_x * plan->tile_columns;
   *first = (int)((int64_t)blocks * part / plan->parts);
   *last = (int)((int64_t)blocks * (part + 1) / plan->parts);
 }

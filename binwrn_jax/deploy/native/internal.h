@@ -7,7 +7,7 @@
 
 #include "binwrn.h"
 
-/* Output pixels of a row that a kernel works on at a time. */
+/* Output pixels of a row that a kernel works on at a time; one fewer where rows are multiples of that (56, 28, 14, 7). */
 #define PIXELS 8
 /* A tile's tables should stay in the first level cache, beside the weights and some sums. */
 #define TABLE_BYTES 32768
@@ -78,8 +78,9 @@ typedef struct {
   int inputs, outputs;     /* channels, */
   int blocks;              /* of `lanes` output channels, */
   int bundles;             /* and of inputs that have one table */
-  int tile_rows, tiles_y, tiles_x;
+  int tile_rows, tile_columns, tiles_y, tiles_x;
   int parts;               /* of all blocks: more work items than tiles, where there are many threads */
+  int covers[2];           /* pixels that the window covers, with its gaps */
   int in_rows, in_columns; /* of the input that a tile needs */
   int phase;               /* columns with the same remainder by the stride lie together: room for so many */
   size_t row_floats;       /* tables of one row of the input */
@@ -123,10 +124,11 @@ typedef struct {
   /* Tables of `slots` bundles, the first n of whose inputs there are, for pixels that are `step` floats apart; the other
    * inputs are 0. A multiply-add may come before. The tables of a pixel are SLOTS * table floats apart. */
   void (*tables)(const float *inputs, size_t step, int pixels, int n, const affine *before, int slots, float *tables);
-  /* sums[PIXELS][lanes], taken as 0 if it is the first time, += the inputs times their weights.
-   * weights[taps][words][lanes]; the tables of tap t and of pixel p begin at tables + taps[t] + p * SLOTS * table, whose
-   * SLOTS is the kernel's, also where `slots` is less; interleaved ones at tables + taps[t] + p. */
-  void (*accumulate)(float *sums, int first, const void *weights, const float *tables, const uint32_t *taps,
+  /* sums[pixels][lanes], taken as 0 if it is the first time, += the inputs times their weights; pixels: PIXELS, or one
+   * fewer. weights[taps][words][lanes]; the tables of tap t and of pixel p begin at
+   * tables + taps[t] + p * SLOTS * table, whose SLOTS is the kernel's, also where `slots` is less; interleaved ones at
+   * tables + taps[t] + p, for PIXELS pixels. */
+  void (*accumulate)(float *sums, int pixels, int first, const void *weights, const float *tables, const uint32_t *taps,
                      int tap_count, int slots, size_t apart);
   /* NULL, or in the place of `tables`: the tables of the pixels of a phase, of which those from `begin` to `end` - 1 are
    * in the image, and `inputs` are those of `begin`. They are interleaved: the entries of all pixels beside each other,

@@ -63,13 +63,14 @@ static void tables(const float *x, size_t step, int pixels, int n, const affine 
 }
 
 /* Two vectors of channels, so that each table is loaded once for both. */
-static void accumulate(float *sums, int first, const void *weights, const float *tables,
-                         const uint32_t *taps, int tap_count, int slots, size_t apart) {
+static void accumulate(float *sums, int pixels, int first, const void *weights, const float *tables,
+                       const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const uint32_t *words = weights;
   const uint32x4_t top = vdupq_n_u32(0x80000000u), one = vdupq_n_u32(0x3f800000), seven = vdupq_n_u32(7);
   const uint32x4_t bytes = vdupq_n_u32(0x03020100u);
   int t, g;
-#define EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+#define SEVEN(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6)
+#define EIGHT(M) SEVEN(M) M(7)
 #define SIGN(word) vreinterpretq_f32_u32(vorrq_u32(vandq_u32(vshlq_n_u32(word, 28), top), one))
 /* Four bytes for each index i: 4 i, 4 i + 1, 4 i + 2, 4 i + 3. */
 #define INDEX(word) vreinterpretq_u8_u32(vmlaq_n_u32(bytes, vandq_u32(word, seven), 0x04040404u))
@@ -86,19 +87,26 @@ static void accumulate(float *sums, int first, const void *weights, const float 
   vst1q_f32(sums + LANES * p, a##p); \
   vst1q_f32(sums + LANES * p + 4, b##p);
   (void)apart;
-  EACH(LOAD)
-  for (t = 0; t < tap_count; t++, words += LANES) {
-    const uint8_t *table = (const uint8_t *)(tables + taps[t]);
-    uint32x4_t a_word = vld1q_u32(words), b_word = vld1q_u32(words + 4);
-    for (g = 0; g < slots; g++, table += TABLE * 4) {
-      const float32x4_t a_sign = SIGN(a_word), b_sign = SIGN(b_word);
-      const uint8x16_t a_index = INDEX(a_word), b_index = INDEX(b_word);
-      EACH(STEP)
-      a_word = vshrq_n_u32(a_word, 4);
-      b_word = vshrq_n_u32(b_word, 4);
-    }
-  }
+#define SUM(EACH) \
+  EACH(LOAD) \
+  for (t = 0; t < tap_count; t++, words += LANES) { \
+    const uint8_t *table = (const uint8_t *)(tables + taps[t]); \
+    uint32x4_t a_word = vld1q_u32(words), b_word = vld1q_u32(words + 4); \
+    for (g = 0; g < slots; g++, table += TABLE * 4) { \
+      const float32x4_t a_sign = SIGN(a_word), b_sign = SIGN(b_word); \
+      const uint8x16_t a_index = INDEX(a_word), b_index = INDEX(b_word); \
+      EACH(STEP) \
+      a_word = vshrq_n_u32(a_word, 4); \
+      b_word = vshrq_n_u32(b_word, 4); \
+    } \
+  } \
   EACH(STORE)
+  if (pixels == PIXELS) {
+    SUM(EIGHT)
+  } else {
+    SUM(SEVEN)
+  }
+#undef SUM
 }
 
 extern const kernel binwrn_neon;

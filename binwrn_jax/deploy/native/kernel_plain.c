@@ -63,15 +63,15 @@ static void tables(const float *x, size_t step, int pixels, int n, const affine 
   for (; pixels--; x += step, tables += SLOTS * TABLE) pixel_tables(x, n, before, slots, tables);
 }
 
-static void accumulate(float *sums, int first, const void *weights, const float *tables,
+static void accumulate(float *sums, int pixels, int first, const void *weights, const float *tables,
                        const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const uint32_t *words = weights;
   int t, g, p, lane;
   (void)apart;
-  for (p = 0; first && p < PIXELS * LANES; p++) sums[p] = 0;
+  for (p = 0; first && p < pixels * LANES; p++) sums[p] = 0;
   for (t = 0; t < tap_count; t++, words += LANES)
     for (g = 0; g < slots; g++)
-      for (p = 0; p < PIXELS; p++) {
+      for (p = 0; p < pixels; p++) {
         const float *table = tables + taps[t] + (p * SLOTS + g) * TABLE;
         for (lane = 0; lane < LANES; lane++)
           sums[p * LANES + lane] += table[words[lane] >> (4 * g) & 15];

@@ -12,7 +12,8 @@
 /* Channels of one pixel that a float kernel takes at a time. */
 #define FLOAT_SLOTS 32
 #define INLINE TARGET __attribute__((always_inline)) static inline
-#define EACH_PIXEL(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+#define SEVEN_PIXELS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6)
+#define EIGHT_PIXELS(M) SEVEN_PIXELS(M) M(7)
 
 /* n inputs of a pixel, `total` with zeros after them, which end in a whole vector. */
 INLINE void NAME(stage_pixel)(const float *inputs, int n, const affine *before, int total, float *stage) {
@@ -38,7 +39,7 @@ TARGET static void NAME(stage)(const float *inputs, size_t step, int pixels, int
   for (; pixels--; inputs += step, tables += FLOAT_SLOTS) NAME(stage_pixel)(inputs, n, before, slots, tables);
 }
 
-TARGET static void NAME(accumulate_floats)(float *sums, int first, const void *weights, const float *tables,
+TARGET static void NAME(accumulate_floats)(float *sums, int pixels, int first, const void *weights, const float *tables,
                                            const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const float *w = weights;
   int t, g;
@@ -46,15 +47,22 @@ TARGET static void NAME(accumulate_floats)(float *sums, int first, const void *w
 #define STEP(p) a##p = MULTIPLY_ADD(weight, SPLAT(x[p * FLOAT_SLOTS]), a##p);
 #define END(p) STORE(sums + WIDTH * p, a##p);
   (void)apart;
-  EACH_PIXEL(BEGIN)
-  for (t = 0; t < tap_count; t++, w += FLOAT_SLOTS * WIDTH) {
-    const float *x = tables + taps[t];
-    for (g = 0; g < slots; g++, x++) {
-      const VECTOR weight = LOAD(w + g * WIDTH);
-      EACH_PIXEL(STEP)
-    }
+#define SUM(EACH) \
+  EACH(BEGIN) \
+  for (t = 0; t < tap_count; t++, w += FLOAT_SLOTS * WIDTH) { \
+    const float *x = tables + taps[t]; \
+    for (g = 0; g < slots; g++, x++) { \
+      const VECTOR weight = LOAD(w + g * WIDTH); \
+      EACH(STEP) \
+    } \
+  } \
+  EACH(END)
+  if (pixels == PIXELS) {
+    SUM(EIGHT_PIXELS)
+  } else {
+    SUM(SEVEN_PIXELS)
   }
-  EACH_PIXEL(END)
+#undef SUM
 #undef BEGIN
 #undef STEP
 #undef END
@@ -189,7 +197,8 @@ TARGET static void NAME(apply)(op_choice f, float alpha, const float *x, float *
   apply_function(f, alpha, x, out, count);
 }
 
-#undef EACH_PIXEL
+#undef SEVEN_PIXELS
+#undef EIGHT_PIXELS
 #undef INLINE
 #undef NAME
 #undef TARGET

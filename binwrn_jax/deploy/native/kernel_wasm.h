@@ -100,8 +100,9 @@ static inline void accumulate_apart(float *sums, int first, const uint32_t *word
   wasm_v128_store(sums + 24, c1), wasm_v128_store(sums + 28, d1);
 }
 
-static void accumulate_wasm(float *sums, int first, const void *words, const float *tables, const uint32_t *taps,
-                            int tap_count, int slots, size_t apart) {
+static void accumulate_wasm(float *sums, int pixels, int first, const void *words, const float *tables,
+                            const uint32_t *taps, int tap_count, int slots, size_t apart) {
+  (void)pixels; /* always PIXELS */
   if (apart == 12) /* 3x3 with stride 1 or 2 */
     accumulate_apart(sums, first, words, tables, taps, tap_count, slots, 12);
   else if (apart == 8) /* 1x1 */

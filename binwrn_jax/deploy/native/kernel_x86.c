@@ -11,8 +11,9 @@
 #define TARGET_16 __attribute__((target("avx512f")))
 #define TARGET_8 __attribute__((target("avx2,fma")))
 
-/* Eight accumulators and one step in the loop's body: compilers keep all of it in registers. */
-#define EACH(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+/* Eight accumulators, or seven, and one step in the loop's body: compilers keep all of it in registers. */
+#define SEVEN(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6)
+#define EIGHT(M) SEVEN(M) M(7)
 
 /* --- AVX-512: bundles of five, sixteen sums ---------------------------------------------------------------
  *
@@ -69,8 +70,8 @@ TARGET_16 static void tables16(const float *x, size_t step, int pixels, int n, c
   }
 }
 
-TARGET_16 static void accumulate16(float *sums, int first, const void *weights, const float *tables,
-                         const uint32_t *taps, int tap_count, int slots, size_t apart) {
+TARGET_16 static void accumulate16(float *sums, int pixels, int first, const void *weights, const float *tables,
+                                   const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const uint32_t *words = weights;
   const __m512i top = _mm512_set1_epi32((int)0x80000000u), one = _mm512_set1_epi32(0x3f800000);
   int t, g;
@@ -80,18 +81,25 @@ TARGET_16 static void accumulate16(float *sums, int first, const void *weights, 
       _mm512_permutexvar_ps(word, _mm512_load_ps(table + p * SLOTS6 * TABLE16)), sign, a##p);
 #define STORE(p) _mm512_store_ps(sums + LANES16 * p, a##p);
   (void)apart;
-  EACH(LOAD)
-  for (t = 0; t < tap_count; t++, words += LANES16) {
-    const float *table = tables + taps[t];
-    __m512i word = _mm512_load_si512((const void *)words);
-    for (g = 0; g < slots; g++, table += TABLE16) {
-      /* (word & top) | one: the float +1 or -1 */
-      const __m512 sign = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(word, top, one, 0xEA));
-      EACH(STEP)
-      word = _mm512_ror_epi32(word, 5);
-    }
-  }
+/* A sign is (word & top) | one: the float +1 or -1. */
+#define SUM(EACH) \
+  EACH(LOAD) \
+  for (t = 0; t < tap_count; t++, words += LANES16) { \
+    const float *table = tables + taps[t]; \
+    __m512i word = _mm512_load_si512((const void *)words); \
+    for (g = 0; g < slots; g++, table += TABLE16) { \
+      const __m512 sign = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(word, top, one, 0xEA)); \
+      EACH(STEP) \
+      word = _mm512_ror_epi32(word, 5); \
+    } \
+  } \
   EACH(STORE)
+  if (pixels == PIXELS) {
+    SUM(EIGHT)
+  } else {
+    SUM(SEVEN)
+  }
+#undef SUM
 #undef LOAD
 #undef STEP
 #undef STORE
@@ -157,8 +165,8 @@ TARGET_8 static void tables8(const float *x, size_t step, int pixels, int n, con
   }
 }
 
-TARGET_8 static void accumulate8(float *sums, int first, const void *weights, const float *tables,
-                         const uint32_t *taps, int tap_count, int slots, size_t apart) {
+TARGET_8 static void accumulate8(float *sums, int pixels, int first, const void *weights, const float *tables,
+                                 const uint32_t *taps, int tap_count, int slots, size_t apart) {
   const uint32_t *words = weights;
   const __m256i top = _mm256_set1_epi32((int)0x80000000u), one = _mm256_set1_epi32(0x3f800000);
   int t, g;
@@ -168,18 +176,25 @@ TARGET_8 static void accumulate8(float *sums, int first, const void *weights, co
       _mm256_permutevar8x32_ps(_mm256_load_ps(table + p * SLOTS8 * TABLE8), word), sign, a##p);
 #define STORE(p) _mm256_store_ps(sums + LANES8 * p, a##p);
   (void)apart;
-  EACH(LOAD)
-  for (t = 0; t < tap_count; t++, words += LANES8) {
-    const float *table = tables + taps[t];
-    __m256i word = _mm256_load_si256((const __m256i *)(const void *)words);
-    for (g = 0; g < slots; g++, table += TABLE8) {
-      const __m256 sign = _mm256_castsi256_ps(
-          _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi32(word, 28), top), one));
-      EACH(STEP)
-      word = _mm256_srli_epi32(word, 4);
-    }
-  }
+#define SUM(EACH) \
+  EACH(LOAD) \
+  for (t = 0; t < tap_count; t++, words += LANES8) { \
+    const float *table = tables + taps[t]; \
+    __m256i word = _mm256_load_si256((const __m256i *)(const void *)words); \
+    for (g = 0; g < slots; g++, table += TABLE8) { \
+      const __m256 sign = _mm256_castsi256_ps( \
+          _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi32(word, 28), top), one)); \
+      EACH(STEP) \
+      word = _mm256_srli_epi32(word, 4); \
+    } \
+  } \
   EACH(STORE)
+  if (pixels == PIXELS) {
+    SUM(EIGHT)
+  } else {
+    SUM(SEVEN)
+  }
+#undef SUM
 #undef LOAD
 #undef STEP
 #undef STORE
