@@ -39,6 +39,7 @@ from binwrn_jax.deploy.packed import PackedModel, pack, write_packed
 from binwrn_jax.deploy.quantize import losses, quantize
 from binwrn_jax.deploy.web import write_web
 from binwrn_jax.errors import UserError
+from binwrn_jax.hub.huggingface import resolve
 from binwrn_jax.store.model import Model
 
 IMAGES = 100
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}: it must be at least 1")
     known, output = get_format(arguments.format), arguments.output
+    arguments.model = resolve(arguments.model)
     if arguments.coding:
         if known.name != "packed":
             raise UserError(f"--coding is for --format packed: {known.name} files are not coded")

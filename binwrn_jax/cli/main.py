@@ -19,6 +19,7 @@ VERBS = {
     "compare": ("compare", "put runs beside each other: errors, times, settings, curves"),
     "export": ("export", "write a model as a packed, ONNX, StableHLO or C file or a web page, proven equal"),
     "verify": ("verify", "prove that a packed file is what it says"),
+    "card": ("card", "write a README for the Hugging Face hub from what a run has recorded"),
     "inspect": ("inspect", "list the layers of a model with their bits"),
     "import": ("import_released", "turn a file released by the paper's author into a model"),
     "data": ("data", "prepare a data set, or say what is there and what has to be downloaded"),

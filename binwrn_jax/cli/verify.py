@@ -17,6 +17,7 @@ from binwrn_jax.deploy.numpy_runtime import NumpyPredictor
 from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import Predictor
+from binwrn_jax.hub.huggingface import resolve
 
 # Bits, row padding and header together may be so much larger than the ideal. Multiply-adds, which the
 # network needs whatever its weights are, and the golden image are listed, and are not counted here.
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks and prints."""
-    path = arguments.file
+    path = resolve(arguments.file)
     known = format_of(path)
     if known is None or known.read is None:
         kind = known.name if known else "folder"

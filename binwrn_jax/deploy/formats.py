@@ -23,6 +23,7 @@ from binwrn_jax.deploy.stablehlo import open_stablehlo, write_stablehlo
 from binwrn_jax.deploy.web import MARK, open_web, summary_of_web, write_web
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE, Predictor
+from binwrn_jax.hub.huggingface import resolve
 from binwrn_jax.store.model import Model
 
 Opener = Callable[[Path], Predictor]
@@ -178,7 +179,7 @@ def format_of(path: str | Path) -> Format | None:
     Raises:
       UserError: nothing there, or a file of no known format.
     """
-    path = Path(path)
+    path = resolve(path)
     if path.is_dir():
         return None
     try:
@@ -211,8 +212,8 @@ def open_model(
     """Opens a model of any kind; what a file is, its content tells and not its name.
 
     Args:
-      path: a workdir of train.py, a model folder (trained or imported), or a packed, ONNX or
-        StableHLO file.
+      path: a workdir of train.py, a model folder (trained or imported), a packed, ONNX or StableHLO
+        file, or a packed file of the Hugging Face hub, ``hf:OWNER/NAME``.
       runtime: ``'auto'`` for the runtime that belongs to the kind of model; for a packed file also
         ``'numpy'``, the executable definition of the format, or ``'native'``, see docs/native.md.
       dtype: of the activations of a model folder, ``'float32'`` or ``'bfloat16'``; None: as it was
@@ -223,7 +224,7 @@ def open_model(
     Raises:
       UserError: nothing there, nothing that can be run, or options that do not go with it.
     """
-    path = Path(path)
+    path = resolve(path)
     if runtime not in RUNTIMES:
         raise UserError(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
     known = format_of(path)
@@ -256,7 +257,7 @@ def layers(path: str | Path) -> list[LayerRow]:
     Raises:
       UserError: nothing there, or of a kind whose layers are not listed.
     """
-    path = Path(path)
+    path = resolve(path)
     known = format_of(path)
     if known is None:
         return layers_of_model(Model.load(path))

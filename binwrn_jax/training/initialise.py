@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
+from binwrn_jax.hub.huggingface import resolve
 from binwrn_jax.hub.mat_file import read_released
 from binwrn_jax.hub.released import to_model
 from binwrn_jax.nn.registry import configured_network, is_own
@@ -30,14 +30,15 @@ def open_source(name: str, own: Mapping[str, Any] | ConfigDict | None = None) ->
     """The model that ``init_from`` or ``recipe.teacher`` names.
 
     Args:
-      name: a workdir, a model folder, a packed file that names its network, or a released ``.mat`` file.
+      name: a workdir, a model folder, a packed file that names its network, one of the Hugging Face hub
+        (``hf:OWNER/NAME``), or a released ``.mat`` file.
       own: the ``model`` fields of the user's configuration; where they name a network of the user's own, a
         model that was trained with the same name is opened with it.
 
     Raises:
       UserError: there is none, or it is damaged.
     """
-    path = Path(name)
+    path = resolve(name)
     if path.is_file() and path.suffix != ".mat":
         packed = load_packed(path)
         return Model.create(packed.variables, packed.description)
