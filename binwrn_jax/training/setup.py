@@ -270,7 +270,7 @@ def with_teacher(resolved: ResolvedRun) -> ResolvedRun:
     fields, dataset = resolved.config.recipe, resolved.dataset
     if not fields.teacher:
         return resolved
-    source = open_source(fields.teacher)
+    source = open_source(fields.teacher, resolved.config.model)
     classes, shape = source.description.num_classes, source.description.image_shape
     if classes != dataset.num_classes or shape[2] != dataset.image_shape[2]:
         raise UserError(

@@ -10,6 +10,7 @@ from binwrn_jax import UserError
 from binwrn_jax.cli.main import main
 from binwrn_jax.data.catalog import DATASETS
 from binwrn_jax.graph.cost import training_flops
+from binwrn_jax.nn.registry import configured_network
 from binwrn_jax.nn.wide_resnet import WideResNet
 from binwrn_jax.parallel import hardware
 from binwrn_jax.preflight import targets
@@ -77,6 +78,14 @@ def test_operations_and_collectives(report):
     assert entry["kind"] == "all-reduce"
     assert 4 * params < entry["bytes"] < 8 * params  # the gradients, and moments of batch norm
     assert not report.step.activations_travel
+
+
+def test_a_network_of_the_users_own_is_counted():
+    fields = config(**{"model.type": "own_networks:create"})
+    found = preflight(fields, open_target("cpu:1"))
+    network = configured_network(fields.model, 10)
+    assert found.run.network == "own_networks:create"
+    assert found.step.flops == 64 * training_flops(network, (8, 8, 1)) > 0
 
 
 def test_micro_batches_send_once_each(report, eight_devices):
