@@ -24,7 +24,8 @@ from binwrn_jax.deploy.web import MARK, open_web, summary_of_web, write_web
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE, Predictor
 from binwrn_jax.hub.huggingface import resolve
-from binwrn_jax.store.model import Model
+from binwrn_jax.nn.registry import is_own
+from binwrn_jax.store.model import Model, read_description
 
 Opener = Callable[[Path], Predictor]
 Reader = Callable[[Path], PackedModel]
@@ -260,6 +261,11 @@ def layers(path: str | Path) -> list[LayerRow]:
     path = resolve(path)
     known = format_of(path)
     if known is None:
+        fields = read_description(path).model
+        if fields is None or is_own(fields):
+            raise UserError(
+                f"{path}: the layers of a network of your own are not listed: export it, and inspect the file"
+            )
         return layers_of_model(Model.load(path))
     return layers_of(read_model_file(path, known))
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.deploy.predictor import LayerRow
-from binwrn_jax.errors import UserError
 from binwrn_jax.nn.rules import get_rule, he_scale, is_one_bit
 from binwrn_jax.store.model import Model
 
@@ -46,14 +45,9 @@ def layers_of(packed: PackedModel) -> list[LayerRow]:
 
 
 def layers_of_model(model: Model) -> list[LayerRow]:
-    """The convolutions of a trained network of this package in order of use.
-
-    Raises:
-      UserError: it is another network.
-    """
+    """The convolutions of a trained network of this package in order of use."""
     variables, fields = model.variables, model.description.model
-    if fields is None:
-        raise UserError("the layers of a network of your own are not listed: export it, and inspect the file")
+    assert fields is not None
     weights, plain = fields["weights"], fields["plain"]
     params = variables["params"]
     names = sorted((name for name in params if "kernel" in params[name]), key=lambda name: int(name[4:]))

@@ -99,6 +99,8 @@ def test_the_verbs_take_the_network_by_name_only_from_the_user(workdir, tmp_path
     assert main(["evaluate", str(workdir), "--dataset", "digits", "--network", NAME, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["error"] == pytest.approx(json.loads((workdir / "summary.json").read_text())["test_error"])
+    assert main(["inspect", str(workdir)]) == 2
+    assert "a network of your own are not listed: export it" in capsys.readouterr().err
     output = tmp_path / "m.safetensors"
     command = ["export", str(workdir), "--format", "packed", "--output", str(output)]
     assert main(command) == 2
