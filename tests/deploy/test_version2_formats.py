@@ -1,5 +1,4 @@
-"""Files of version 2 in JAX and in the formats made from them: the logits of NumPy's reader, and all that "
-"was in."""
+"""Files of version 2 in JAX and in other formats give the logits of NumPy's reader, and lose nothing."""
 
 import numpy as np
 import pytest

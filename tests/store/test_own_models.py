@@ -1,5 +1,4 @@
-"""Models of the user's own networks: Flax Linen, NNX and Equinox, saved and loaded without a line of code "
-"in files."""
+"""Models of the user's own networks, of Flax Linen, NNX and Equinox, are saved and loaded; files hold no code."""
 
 import json
 
