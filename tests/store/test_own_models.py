@@ -1,4 +1,4 @@
-"""Models of the user's own networks, of Flax Linen, NNX and Equinox, are saved and loaded; files hold no code."""
+"""Models of networks of Flax Linen, NNX and Equinox are saved and loaded; their folders hold no code."""
 
 import json
 
