@@ -1,6 +1,6 @@
 """What the program wrote before its files moved into rooms still opens, evaluates and goes on.
 
-``golden/run_17371f9.tar.xz`` has two work directories of the commit 17371f9 (25 November 2026), of one
+``golden/run_17371f9.tar.xz`` has two workdirs of the commit 17371f9 (25 November 2026), of one
 command with jax 0.10.2: a finished run, and one that was killed with a checkpoint of step 45 in the middle of
 an epoch. Their curves and the finished run's first checkpoint are left out for their size.
 """

@@ -100,7 +100,7 @@ def test_labels_outside_the_classes_are_wrong(label):
         assert (int(sums["n"]), int(sums["correct"]), int(sums["top5_correct"])) == (1, 0, 0)
 
 
-def test_what_is_masked_changes_nothing():
+def test_masked_examples_change_nothing():
     rng = np.random.default_rng(2)
     logits = rng.normal(size=(9, 4)).astype(np.float32)
     labels = rng.integers(0, 4, 9).astype(np.int32)

@@ -460,7 +460,7 @@ def test_the_container_file_names_what_exists():
 
 
 @pytest.mark.parametrize(("name", "device"), [("tpu.sh", "tpu"), ("slurm.sh", "cuda"), ("sky.yaml", "cuda")])
-def test_what_is_installed_can_read_imagenet(name, device):
+def test_the_installed_extras_can_read_imagenet(name, device):
     """Its large JPEGs need packages that the core does without; it is the default configuration."""
     assert re.findall(r"pip.* install .*\[(.*)\]", (FOLDER / name).read_text()) == [f"{device},imagenet"]
 

@@ -18,7 +18,7 @@ COLUMNS = ("run", "epochs", "test error %", "95 % interval", "train error %", "l
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="work directory of a run")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves of all runs on one another")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 

@@ -41,7 +41,7 @@ def read_runs(paths: Sequence[Path]) -> list[StoredRun]:
             config = json.loads((path / "config.json").read_text())
             fields = dict(flatten(config))
         except FileNotFoundError:
-            raise UserError(f"{path} is no work directory of a run: it has no config.json") from None
+            raise UserError(f"{path} is not the workdir of a run: it has no config.json") from None
         except (ValueError, AttributeError):
             raise UserError(f"{path / 'config.json'} is damaged") from None
         records = read_records(path / "metrics.jsonl")

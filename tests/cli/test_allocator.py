@@ -44,7 +44,7 @@ def test_blocks_are_used_again():
     assert faults["keep"] < faults["leave"] / 10, faults
 
 
-def test_left_alone(monkeypatch):
+def test_the_allocator_is_left_alone_on_request_and_for_gpus(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert not allocator.retain_freed_memory()  # the user's choice
     monkeypatch.delenv("MALLOC_ARENA_MAX")

@@ -133,7 +133,7 @@ def test_any_number_of_images(model):
         np.testing.assert_allclose(logits, whole[:count], rtol=1e-5, atol=1e-5)
 
 
-def test_what_does_not_fit_is_refused(capsys, tmp_path, model):
+def test_wrong_data_and_options_are_refused(capsys, tmp_path, model):
     evaluate = ("evaluate", model, "--dataset")
     assert "unknown data set 'digit' (nearest: digits)" in refused(capsys, *evaluate, "digit")
     assert "(8, 8, 1) and mnist has (28, 28, 1)" in refused(capsys, *evaluate, "mnist")

@@ -255,7 +255,7 @@ def test_the_odd_images_of_imagenet(mode):
 
 
 @pytest.mark.parametrize("encoded", [b"", b"no image", jpeg(picture(40, 40))[:100]])
-def test_what_is_no_image_is_refused(encoded):
+def test_bytes_that_are_no_image_are_refused(encoded):
     with pytest.raises(ValueError):
         imagenet.decode(encoded, [Box(0, 0, 1, 1)])
 
@@ -420,7 +420,7 @@ def test_workers_change_nothing_and_their_death_is_told(root):
     several.close()
 
 
-def test_damage_is_told_in_one_line(root, tmp_path):
+def test_damage_is_reported_in_one_line(root, tmp_path):
     class Damaged:
         folder = "FOLDER"
 

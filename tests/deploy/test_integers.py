@@ -233,7 +233,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_breaks_a_rule_is_refused(case):
+def test_files_that_break_a_rule_are_refused(case):
     shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in INTEGER.tensors.items()}
     numpy_reader.value_shapes(INTEGER.metadata, shapes)
     with pytest.raises(PackedFileError):

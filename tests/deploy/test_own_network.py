@@ -92,7 +92,7 @@ def test_files_of_own_networks_give_their_logits(tmp_path, name, suffix):
             assert np.abs(predictor(IMAGES) - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_random_images_are_said_to_be_random(tmp_path):
+def test_the_result_says_that_images_are_random(tmp_path):
     found = export(*one_bit(ResNet())[:2], tmp_path / "m", (16, 16, 3), format="packed")
     assert found.lines[0] == "compared on 100 RANDOM images, as none were given"
 
@@ -112,7 +112,7 @@ def test_bfloat16_is_exported_in_float32_and_said(tmp_path):
     assert np.abs(predictor(IMAGES) - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
+def test_networks_beyond_the_format_are_refused_and_nothing_is_written(tmp_path):
     path = tmp_path / "m.safetensors"
     apply, variables, shape = linen(ResNet())
     with pytest.raises(UserError, match="32-bit weights"):
@@ -169,7 +169,7 @@ def test_mistakes_are_one_line(tmp_path):
             export(apply, variables, **arguments)
 
 
-def test_what_is_of_training_is_refused(tmp_path):
+def test_operations_of_training_are_refused(tmp_path):
     """Batch statistics and dropout that are active, each with the line of the user's code."""
 
     class Training(nn.Module):

@@ -143,7 +143,7 @@ def test_the_logits_in_the_browser_are_those_of_python(chromium, addresses):
     )
 
 
-def test_what_is_loaded_is_counted_and_little(chromium, addresses):
+def test_the_page_loads_few_bytes(chromium, addresses):
     url, folder = addresses["colour"]
     page = open_page(chromium, url)
     text = page.run("document.getElementById('facts').textContent")
@@ -256,7 +256,7 @@ def test_a_pasted_picture_and_the_camera(chromium, addresses):
     assert not page.problems
 
 
-def test_no_picture_and_no_model_are_said(chromium, addresses, tmp_path):
+def test_a_missing_picture_or_model_is_reported(chromium, addresses, tmp_path):
     url, folder = addresses["colour"]
     page = open_page(chromium, url)
     (tmp_path / "notes.txt").write_text("no picture")

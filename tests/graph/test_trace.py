@@ -228,7 +228,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_exported_is_named_with_file_and_line(name):
+def test_unsupported_operations_are_named_with_file_and_line(name):
     function, words = REFUSED[name]
     network = Around(function)
     variables = network.init(jax.random.key(0), IMAGES)

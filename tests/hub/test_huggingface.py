@@ -104,7 +104,7 @@ def test_the_commands_take_names_of_the_hub(cache, packed_file, capsys, tmp_path
         (f"hf:me/net@{COMMIT[::-1]}", "is not in the cache"),
     ],
 )
-def test_what_is_not_there_is_one_line(cache, capsys, name, message):
+def test_missing_data_sets_are_one_line(cache, capsys, name, message):
     with pytest.raises(UserError, match=re.escape(message)):
         open_model(name)
     assert main(["inspect", name]) == 2

@@ -65,7 +65,7 @@ def test_masks_are_trees_too_and_may_be_prefixes():
     assert used["last"]["kernel"] is params["last"]["kernel"]
 
 
-def test_own_scales_and_rules_are_functions():
+def test_scales_and_rules_may_be_functions():
     w = array(3, 3, 4, 5)
     np.testing.assert_array_equal(binarize(w, scale=0.25), one_bit(w, 0.25))
     np.testing.assert_array_equal(binarize(w, scale=lambda shape: 1 / shape[-1]), one_bit(w, 0.2))

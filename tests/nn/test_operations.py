@@ -235,7 +235,7 @@ def program_of(dtype):
     return jax.jit(lambda x, k: chosen.convolution(x, k, (1, 1), pads)).lower(x, kernel).as_text()
 
 
-def test_choice(library, monkeypatch):
+def test_onednn_is_chosen_for_one_cpu_device_only(library, monkeypatch):
     assert "binwrn_conv" not in program_of(jnp.float32)  # eight devices here
     monkeypatch.setattr(chosen.jax, "device_count", lambda: 1)
     assert "binwrn_conv_forward" in program_of(jnp.float32)
@@ -270,7 +270,7 @@ SUM = 2 * 4 * 3 * (22 * 22)  # each axis sees 3 pixels in 6 windows, 2 in two
         ({"XDG_CACHE_HOME": "/proc/none"}, "No such file"),
     ],
 )
-def test_without_it_xla_convolves_and_one_line_says_why(tmp_path, variables, message):
+def test_xla_convolves_without_onednn_and_one_line_says_why(tmp_path, variables, message):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **variables}
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["False", str(float(SUM))], done.stderr

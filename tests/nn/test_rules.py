@@ -93,7 +93,7 @@ def test_gradient_is_the_cotangent():
 
 
 @pytest.mark.parametrize("form", NAIVE)
-def test_naive_forms_are_found_out(form):
+def test_naive_forms_fail(form):
     """The traps: each of them fails one of the two checks that Eq. 1 passes."""
     assert not (is_straight_through(NAIVE[form]) and has_two_values(NAIVE[form]))
 

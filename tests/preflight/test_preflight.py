@@ -111,7 +111,7 @@ def test_run_and_cost(report):
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
 
 
-def test_what_was_not_compiled_for_the_gpu_says_so_first(report):
+def test_a_report_for_another_device_says_so_first(report):
     first, *rest = lines(report)
     assert first.startswith("roofline only, not compiled for NVIDIA H100 80GB HBM3 (the plug-in is not inst")
     assert "may fit: the CPU's program takes" in first and report.verdict == MAY_FIT
@@ -150,7 +150,7 @@ def test_devices_of_the_cpu_share_its_memory(monkeypatch, eight_devices):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_made_smaller(monkeypatch):
+def test_a_batch_that_does_not_fit_is_made_smaller(monkeypatch):
     """The memory of an imaginary machine is set between that of two batches of the real program."""
     whole = preflight(config(batch_size=512), open_target("cpu"))
     assert whole.verdict == FITS and 512 < whole.largest_batch <= 1437
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_made_smaller(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_at_once_fits_in_micro_batches(monkeypatch):
+def test_a_batch_that_does_not_fit_is_divided_into_micro_batches(monkeypatch):
     grouped = {"batch_size": 512, "model.ghost_size": 32}
     whole = preflight(config(**grouped), open_target("cpu"))
     fixed = size_of(state_shapes(config())) + whole.data_on_device

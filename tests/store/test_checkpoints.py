@@ -66,7 +66,7 @@ def test_each_checkpoint_proves_itself(directory):
     assert set_damaged_aside(directory / "nothing") == []
 
 
-def test_one_too_many_is_removed_at_the_next_start(directory):
+def test_a_surplus_checkpoint_is_removed_at_the_next_start(directory):
     shutil.copytree(directory / "3", directory / "2")
     assert_is(restored(directory), 4)
     assert sorted(os.listdir(directory)) == ["1", "3", "4"]
@@ -105,7 +105,7 @@ def test_other_kinds_of_damage(directory, how):
     assert_is(restored(directory), 3)
 
 
-def test_where_all_are_damaged_nothing_is_moved(directory):
+def test_nothing_is_moved_if_all_checkpoints_are_damaged(directory):
     for step in (1, 3, 4):
         damage(directory, step)
     with pytest.raises(UserError, match=r"no checkpoint in .* is what was written .*: restore one from a"):

@@ -75,7 +75,7 @@ DAMAGES = {
 
 @needs_compiler
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_library_that_is_not_ours_and_whole_is_compiled_anew(library, cache, caplog, damage):
+def test_a_damaged_or_foreign_library_is_compiled_again(library, cache, caplog, damage):
     change, reason = DAMAGES[damage]
     path = compiled.build(library)
     content = path.read_bytes()
@@ -91,7 +91,7 @@ def test_a_library_that_is_not_ours_and_whole_is_compiled_anew(library, cache, c
 
 
 @needs_compiler
-def test_a_changed_source_is_compiled_anew(library, cache):
+def test_a_changed_source_is_compiled_again(library, cache):
     first = compiled.load(library)
     library.inputs[0].write_text(SOURCE % 43)
     second = compiled.load(library)
@@ -127,7 +127,7 @@ def test_a_folder_of_another_user_is_refused(library, cache):
 
 
 @needs_compiler
-def test_what_a_killed_compilation_left_is_removed(library, cache):
+def test_leftovers_of_a_killed_compilation_are_removed(library, cache):
     compiled.build(library)
     leftover = cache / ".build-killed"
     leftover.mkdir()

@@ -193,7 +193,7 @@ def test_names():
         augment(jax.random.key(0), jnp.asarray(IMAGES[:1]), "mixup")
 
 
-def test_by_key_and_by_image_alone():
+def test_augmentation_depends_on_the_key():
     first, again, other = (ours(augment, seed, name="flip_crop_cutout") for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.5

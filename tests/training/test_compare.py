@@ -58,12 +58,12 @@ def test_table_of_two_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is no work directory of a run: it has no config.json"),
+        (["nowhere"], "nowhere is not the workdir of a run: it has no config.json"),
         (["run", "--png", "no/folder/x.png"], "cannot write no/folder/x.png"),
         (["run", "--png", "x.jpg"], "cannot write x.jpg: give a name that ends in .png"),
     ],
 )
-def test_what_cannot_be_compared(tmp_path, capsys, monkeypatch, arguments, message):
+def test_wrong_arguments_are_refused(tmp_path, capsys, monkeypatch, arguments, message):
     make_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert main(["compare", *arguments]) == 2

@@ -15,7 +15,7 @@ def with_fields(**fields):
     return config
 
 
-def test_it_never_changes():
+def test_the_hash_never_changes():
     """Files of different versions can be compared by it."""
     assert config_sha256(base_config()) == hashlib.sha256(b"{}").hexdigest()
     changed = with_fields(seed=3, model__width=10.0, data__name="cifar100")
@@ -37,7 +37,7 @@ def test_it_never_changes():
         {"profile": True},
     ],
 )
-def test_what_changes_no_result_changes_no_hash(fields):
+def test_fields_without_effect_on_results_change_no_hash(fields):
     assert config_sha256(with_fields(seed=1, **fields)) == config_sha256(with_fields(seed=1))
 
 
@@ -57,11 +57,11 @@ def test_what_changes_no_result_changes_no_hash(fields):
         {"moments": "running"},
     ],
 )
-def test_what_changes_results_changes_the_hash(fields):
+def test_fields_with_an_effect_on_results_change_the_hash(fields):
     assert config_sha256(with_fields(**{"seed": 1, **fields})) != config_sha256(with_fields(seed=1))
 
 
-def test_of_paths_the_last_part_counts():
+def test_the_hash_uses_the_last_part_of_paths():
     hashes = {
         config_sha256(with_fields(init_from=path))
         for path in ("runs/a", "runs/a/", "/elsewhere/a", "./a", "runs/a/model")

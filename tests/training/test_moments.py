@@ -258,7 +258,7 @@ def test_moments_of_equinox(mode):
     np.testing.assert_allclose(np.asarray(y).transpose(0, 2, 3, 1), expected, rtol=1e-2, atol=1e-3)
 
 
-def test_what_is_no_running_average_is_refused():
+def test_moments_that_are_no_running_average_are_refused():
     def update(old, x):
         return {"scale": old["scale"]}
 

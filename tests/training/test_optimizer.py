@@ -115,7 +115,7 @@ def names(params):
 
 
 @pytest.mark.parametrize("affine", [False, True])
-def test_what_a_network_learns_and_what_decays(affine):
+def test_learned_parameters_and_decaying_kernels(affine):
     """Without scale and offset a BN layer has no entry at all; kernels and nothing else decay."""
     model = WideResNet(depth=8, width=0.25, affine=affine)
     variables = jax.eval_shape(

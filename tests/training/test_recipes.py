@@ -104,7 +104,7 @@ def test_averages_follow_the_weights_and_change_no_update():
         np.testing.assert_allclose(state.average["w"], expected, rtol=1e-6)
 
 
-def test_what_is_evaluated_are_the_averages():
+def test_averages_are_evaluated():
     model = WideResNet(depth=8, width=0.25, num_classes=3)
     recipe, optimizer = recipes.with_ema(PAPER, sgd(sgdr(2, 35)), 0.5)
     start = init_state(model, optimizer, (8, 8, 3))

@@ -44,7 +44,7 @@ def test_counts():
         (62, 30, "", "epochs: 62 -> 30: it has more"),
     ],
 )
-def test_which_runs_go_on(old, new, words, conflict):
+def test_runs_that_can_continue(old, new, words, conflict):
     import re
 
     found = continuation_conflict(run_of(old, words).config.to_dict(), run_of(new, words))

@@ -182,7 +182,7 @@ def test_epoch_sums(digits, start, one):
     assert float(metrics["epoch_loss"]) == float(metrics["loss"]) and int(metrics["epoch_errors"]) <= BATCH
 
 
-def test_it_learns_real_digits(digits, start):
+def test_training_learns_real_digits(digits, start):
     """Two epochs of 4 to 16 1-bit channels: the loss falls, and digits of the test set are told apart."""
     trainer = Trainer(digits, start, 1, augmentation="none")
     trainer.run(2 * trainer.data.steps_per_epoch)
