@@ -23,6 +23,7 @@ _MODULES = {
     "errors": ("UserError",),
     "evaluation": ("cross_entropy", "evaluate", "make_eval_step", "metric_sums"),
     "graph.cost": ("cost",),
+    "hub.pretrained": ("load_pretrained",),
     "nn.binarize": ("binarize", "by_path"),
     "nn.layers": ("BatchNorm", "BinaryConv", "BinaryDense"),
     "nn.rules": ("RULES", "he_scale", "sign"),

@@ -16,6 +16,7 @@ from binwrn_jax.evaluation import evaluate as evaluate
 from binwrn_jax.evaluation import make_eval_step as make_eval_step
 from binwrn_jax.evaluation import metric_sums as metric_sums
 from binwrn_jax.graph.cost import cost as cost
+from binwrn_jax.hub.pretrained import load_pretrained as load_pretrained
 from binwrn_jax.nn.binarize import binarize as binarize
 from binwrn_jax.nn.binarize import by_path as by_path
 from binwrn_jax.nn.layers import BatchNorm as BatchNorm

@@ -64,10 +64,9 @@ def assert_same(ours: Trajectory, theirs: Trajectory, at_least: int = 2) -> None
 
 def main(argv: list[str]) -> None:
     from binwrn_jax.cli.flags import parse_flags, take_processes
-    from binwrn_jax.data.catalog import lookup
-    from binwrn_jax.data.on_device import DeviceData
-    from binwrn_jax.data.open import load
+    from binwrn_jax.data.open import open_batches, open_dataset
     from binwrn_jax.parallel.processes import initialize
+    from binwrn_jax.training.config import image_options
     from binwrn_jax.training.resolve import resolve
     from binwrn_jax.training.state import init_state
     from binwrn_jax.training.step import jit_train_step
@@ -76,9 +75,11 @@ def main(argv: list[str]) -> None:
     processes, rest = take_processes([argv[0], *argv[3:]])
     config = parse_flags(rest, "digits").config
     initialize(processes)
-    spec, mesh = lookup(config.data.name), sharding.make_mesh(config.devices)
-    arrays = load(spec.name, config.data.train_split or spec.train_split)
-    data = DeviceData(arrays, mesh, config.batch_size, config.seed)
+    mesh = sharding.make_mesh(config.devices)
+    dataset = open_dataset(config.data.name, config.data.dir or None, image_options(config))
+    spec = dataset.info
+    split = config.data.train_split or spec.train_split
+    data = open_batches(dataset, split, mesh, config.batch_size, seed=config.seed)
     run = resolve(config, spec, data.size)
     state = init_state(run.network, run.optimizer, spec.image_shape, config.seed)
     step = jit_train_step(run, mesh)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import sys
 import threading
 import warnings
@@ -38,10 +39,12 @@ class UnreadableImage(Exception):
 
 
 def find_images(arguments: Iterable[str]) -> Iterator[Source]:
-    """The files that the arguments name; for a folder the image files directly in it, sorted.
+    """The files that the arguments name; a folder stands for the image files in it and in its folders.
+
+    Those of a folder come sorted by their paths; what begins with a dot is left out.
 
     Raises:
-      UserError: a folder without images.
+      UserError: a folder without images, or one that cannot be read.
     """
     import PIL.Image
 
@@ -51,13 +54,19 @@ def find_images(arguments: Iterable[str]) -> Iterator[Source]:
             yield argument if argument == "-" else path
             continue
         suffixes = {*PIL.Image.registered_extensions(), ".npy"}
-        try:
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.name[0] != ".")
-        except OSError as error:
-            raise UserError(f"cannot read the folder {path} ({error.strerror})") from error
+        found = sorted(file for file in _walk(path) if file.suffix.lower() in suffixes)
         if not found:
             raise UserError(f"no image files in the folder {path}")
         yield from found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename} ({error.strerror})") from error
+
+    for top, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (Path(top, name) for name in files if name[0] != ".")
 
 
 def read_images(

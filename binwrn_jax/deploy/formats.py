@@ -24,6 +24,7 @@ from binwrn_jax.deploy.web import MARK, open_web, summary_of_web, write_web
 from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE, Predictor
 from binwrn_jax.hub.huggingface import resolve
+from binwrn_jax.hub.pretrained import is_pretrained, load_pretrained, suggestion
 from binwrn_jax.nn.registry import is_own
 from binwrn_jax.store.model import Model, read_description
 
@@ -175,20 +176,21 @@ def get_format(name: str) -> Format:
 
 
 def format_of(path: str | Path) -> Format | None:
-    """The format of a file, by its content and not by its name; None for a folder.
+    """The format of a file, by its content and not by its name; None for a folder or a pretrained name.
 
     Raises:
       UserError: nothing there, or a file of no known format.
     """
     path = resolve(path)
-    if path.is_dir():
+    if path.is_dir() or is_pretrained(path):
         return None
     try:
         with open(path, "rb") as file:
             start = file.read(START)
             size = file.seek(0, os.SEEK_END)
     except FileNotFoundError as error:
-        raise UserError(f"no model at {path}: there is no such file or folder") from error
+        hint = suggestion(path)
+        raise UserError(f"no model at {path}: there is no such file or folder{hint}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     for known in all_formats():
@@ -214,7 +216,8 @@ def open_model(
 
     Args:
       path: a workdir of train.py, a model folder (trained or imported), a packed, ONNX or StableHLO
-        file, or a packed file of the Hugging Face hub, ``hf:OWNER/NAME``.
+        file, a packed file of the Hugging Face hub, ``hf:OWNER/NAME``, or the name of a pretrained network,
+        see `binwrn_jax.hub.pretrained.PRETRAINED`.
       runtime: ``'auto'`` for the runtime that belongs to the kind of model; for a packed file also
         ``'numpy'``, the executable definition of the format, or ``'native'``, see docs/native.md.
       dtype: of the activations of a model folder, ``'float32'`` or ``'bfloat16'``; None: as it was
@@ -232,7 +235,7 @@ def open_model(
     if known is None:
         if runtime != "auto":
             raise UserError(f"{path}: runtime {runtime!r} reads packed files only: `binwrn export` makes one")
-        return JaxPredictor(Model.load(path, network=network), dtype=dtype, batch_size=batch_size)
+        return JaxPredictor(_load_model(path, network), dtype=dtype, batch_size=batch_size)
     if network is not None:
         raise UserError(f"{path}: a {known.name} file has its network in it: give no other")
     if dtype:
@@ -249,6 +252,11 @@ def open_model(
     return opener(path)
 
 
+def _load_model(path: Path, network: Any = None) -> Model:
+    """A model of a folder, or a pretrained one by its name."""
+    return load_pretrained(str(path)) if is_pretrained(path) else Model.load(path, network=network)
+
+
 def layers(path: str | Path) -> list[LayerRow]:
     """The convolutions of a model in order of use.
 
@@ -261,6 +269,8 @@ def layers(path: str | Path) -> list[LayerRow]:
     path = resolve(path)
     known = format_of(path)
     if known is None:
+        if is_pretrained(path):
+            return layers_of_model(load_pretrained(str(path)))
         fields = read_description(path).model
         if fields is None or is_own(fields):
             raise UserError(

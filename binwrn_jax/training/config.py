@@ -68,7 +68,8 @@ def base_config() -> ConfigDict:
             "moments": "dataset",
             # crops: 25 evaluates the last network on 5 scales x 5 positions besides (streamed data only)
             "eval": {"every_epoch": False, "batch_size": 500, "crops": 1},
-            # A model to start from: a workdir, a model folder, a packed file or a released .mat file.
+            # A model to start from: a workdir, a model folder, a packed file, a released .mat file or a
+            # pretrained name, see docs/recipes.md.
             "init_from": "",
             "freeze": "",  # parameters that stay as they are: paths with wildcards, 'conv0/*,bn0/*'
             "devices": 0,  # 0: all that JAX sees

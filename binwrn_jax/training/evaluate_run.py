@@ -113,13 +113,22 @@ def _measure_crops(run: TrainingRun, variables: dict[str, Any]) -> dict[str, Any
     return {f"crops_{key}": averaged[key] for key in ("error", "top5_error", "loss")}
 
 
-def calibrate(run: TrainingRun, variables: dict[str, Any], data: Batches) -> float:
-    """The temperature that fits the probabilities of the present network, see `fit_temperature`."""
+def predict_split(
+    run: TrainingRun, variables: dict[str, Any], data: Batches, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float32 ``[N, classes]`` and labels ``[N]`` of a split; ``what`` is told to the user."""
     parts = []
-    for inputs in with_stop_check(run, data.in_order(), data.size, "temperature:"):
+    batch = sharding.BatchSplit(run.mesh, run.config.eval.batch_size).padded
+    for inputs in with_stop_check(run, data.in_order(), -(-data.size // batch), what):
         logits, labels, mask = map(np.asarray, run.programs.logits_step(variables, inputs))
         parts.append((logits[mask], labels[mask]))
-    return fit_temperature(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    logits, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return logits, labels
+
+
+def calibrate(run: TrainingRun, variables: dict[str, Any], data: Batches) -> float:
+    """The temperature that fits the probabilities of the present network, see `fit_temperature`."""
+    return fit_temperature(*predict_split(run, variables, data, "temperature:"))
 
 
 def describe_model(run: TrainingRun, result: dict[str, Any], other: dict[str, Any]) -> Description:

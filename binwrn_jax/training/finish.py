@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import statistics
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,14 +14,15 @@ import jax
 from binwrn_jax.deploy.export import pack_model
 from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
-from binwrn_jax.evaluation import evaluate, make_eval_step
+from binwrn_jax.evaluation import confusion_matrix, evaluate, make_eval_step
 from binwrn_jax.nn.registry import is_own, network_name
 from binwrn_jax.nn.rules import is_one_bit
 from binwrn_jax.parallel import processes as distributed
 from binwrn_jax.parallel import sharding
+from binwrn_jax.store.model import Model
 from binwrn_jax.system.files import replace_file
-from binwrn_jax.training.curves import draw_curves, rate_points
-from binwrn_jax.training.evaluate_run import BEST, best_record
+from binwrn_jax.training.curves import draw_confusion, draw_curves, rate_points
+from binwrn_jax.training.evaluate_run import BEST, best_record, predict_split
 from binwrn_jax.training.progress import duration
 from binwrn_jax.training.setup import TrainingRun, reported_split
 
@@ -34,6 +37,8 @@ def finish_run(run: TrainingRun) -> dict[str, Any]:
       The content of ``summary.json``.
     """
     packed = _pack(run) if is_one_bit(run.config.model.weights) or is_own(run.config.model) else {}
+    if run.config.log.to:
+        _draw_confusion(run)
     summary: dict[str, Any] = distributed.broadcast_from_primary(lambda: write_summary(run, packed))
     run.progress.print_line(
         f"done: test error {summary['test_error']:.2f} % after {run.config.epochs} epochs, "
@@ -66,6 +71,20 @@ def _write_packed(run: TrainingRun) -> bool:
         return False
     run.log.artifact(run.workdir / PACKED_FILE)
     return True
+
+
+def _draw_confusion(run: TrainingRun) -> None:
+    """Draws ``confusion.png`` of the test split, for the loggers."""
+    model = Model.load(run.workdir / "model", network=run.resolved.network)
+    variables = sharding.put(dict(model.variables), sharding.replicated(run.mesh))
+    logits, labels = predict_split(run, variables, run.test_data, "confusion matrix:")
+    if not distributed.is_primary():
+        return
+    path, spec = run.workdir / "confusion.png", run.resolved.dataset
+    title = f"{spec.name} {reported_split(run.config, spec)}"
+    _draw_and_log(
+        run, path, lambda: draw_confusion(path, confusion_matrix(logits, labels), spec.class_names, title)
+    )
 
 
 def write_summary(run: TrainingRun, packed: dict[str, Any]) -> dict[str, Any]:
@@ -117,9 +136,15 @@ def _draw(run: TrainingRun, title: str) -> None:
     path, resolved = run.workdir / "curves.png", run.resolved
     restarts = sorted(resolved.cycle_ends)
     steps, rates = rate_points(jax.jit(jax.vmap(resolved.learning_rate)), resolved.total_steps, restarts)
+    rate = steps / resolved.steps_per_epoch, rates
+    _draw_and_log(run, path, lambda: draw_curves(path, run.log.records, title, rate))
+
+
+def _draw_and_log(run: TrainingRun, path: Path, draw: Callable[[], None]) -> None:
+    """Draws a picture and gives it to the loggers; without matplotlib says so."""
     try:
-        draw_curves(path, run.log.records, title, (steps / resolved.steps_per_epoch, rates))
-    except UserError as missing:  # the package for plots
+        draw()
+    except UserError as missing:
         logging.getLogger(__name__).info("%s", missing)
         return
     run.log.artifact(path)

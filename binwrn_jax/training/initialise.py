@@ -14,6 +14,7 @@ from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
 from binwrn_jax.hub.huggingface import resolve
 from binwrn_jax.hub.mat_file import read_released
+from binwrn_jax.hub.pretrained import is_pretrained, load_pretrained, suggestion
 from binwrn_jax.hub.released import to_model
 from binwrn_jax.nn.registry import configured_network, is_own
 from binwrn_jax.store.model import Model, read_description
@@ -31,7 +32,8 @@ def open_source(name: str, own: Mapping[str, Any] | ConfigDict | None = None) ->
 
     Args:
       name: a workdir, a model folder, a packed file that names its network, one of the Hugging Face hub
-        (``hf:OWNER/NAME``), or a released ``.mat`` file.
+        (``hf:OWNER/NAME``), a released ``.mat`` file, or the name of a pretrained network, see
+        `binwrn_jax.hub.pretrained.PRETRAINED`.
       own: the ``model`` fields of the user's configuration; where they name a network of the user's own, a
         model that was trained with the same name is opened with it.
 
@@ -42,6 +44,10 @@ def open_source(name: str, own: Mapping[str, Any] | ConfigDict | None = None) ->
     if path.is_file() and path.suffix != ".mat":
         packed = load_packed(path)
         return Model.create(packed.variables, packed.description)
+    if is_pretrained(path):
+        return load_pretrained(name)
+    if not path.exists() and (hint := suggestion(path)):
+        raise UserError(f"no model at {path}: there is no such file or folder{hint}")
     if path.is_file():
         return to_model(read_released(path))
     network = None

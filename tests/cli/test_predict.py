@@ -1,5 +1,6 @@
 """``binwrn predict``: any image file in, class names out; what cannot be read is named, the rest goes on."""
 
+import csv
 import io
 import json
 import shutil
@@ -278,3 +279,52 @@ def test_bad_arguments_are_one_line(tmp_path, picture, capsys, arguments, messag
     assert main(["predict", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+# --- folders and CSV ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path, picture):
+    """A folder of folders: two images, a damaged one, and what is no image."""
+    top = tmp_path / "my photos"
+    (top / "été, 2026").mkdir(parents=True)
+    (top / ".hidden").mkdir()
+    PIL.Image.fromarray(picture).save(top / "b.png")
+    PIL.Image.fromarray(255 - picture).save(top / "été, 2026" / "a.png")
+    (top / "broken.jpg").write_bytes(b"no image")
+    (top / "notes.txt").write_text("no image")
+    shutil.copy(top / "b.png", top / ".hidden" / "c.png")
+    return top
+
+
+def test_a_folder_as_csv(tmp_path, photos, capsys):
+    out = tmp_path / "out.csv"
+    assert main(["predict", str(GOLDEN), str(photos), "--csv", str(out)]) == 2
+    output = capsys.readouterr()
+    assert output.out == f"{out}: 2 images predicted, 1 not readable\n"
+    assert "cannot read" in output.err and output.err.count("\n") == 1
+    with open(out, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [
+        str(photos / name) for name in ("b.png", "été, 2026/a.png", "broken.jpg")
+    ]
+    assert main(["predict", str(GOLDEN), str(photos), "--json", "--top", "1"]) == 2
+    for row, entry in zip(rows, lines(capsys), strict=False):
+        (best,) = entry["predictions"]
+        assert (row["path"], row["class"]) == (entry["image"], best["name"])
+        assert float(row["probability"]) == best["probability"] and not row["error"]
+    assert not rows[2]["class"] and not rows[2]["probability"] and "broken.jpg" in rows[2]["error"]
+    # The same again replaces it; without the broken file all is well.
+    (photos / "broken.jpg").unlink()
+    assert main(["predict", str(GOLDEN), str(photos), "--csv", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_csv_replaces_nothing_else(tmp_path, photos, capsys):
+    (tmp_path / "mine.csv").write_text("name,age\n")
+    assert main(["predict", str(GOLDEN), str(photos), "--csv", str(tmp_path / "mine.csv")]) == 2
+    assert "is no CSV file of predictions" in capsys.readouterr().err
+    assert (tmp_path / "mine.csv").read_text() == "name,age\n"
+    assert main(["predict", str(GOLDEN), str(photos), "--json", "--csv", str(tmp_path / "new.csv")]) == 2
+    assert "give one of them" in capsys.readouterr().err

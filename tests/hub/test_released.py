@@ -21,8 +21,10 @@ from binwrn_jax.cli.main import main
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.deploy.predictor import JaxPredictor
 from binwrn_jax.hub.mat_file import read_released
+from binwrn_jax.hub.pretrained import FOLDER_VARIABLE, PRETRAINED, find_released, load_pretrained
 from binwrn_jax.hub.released import import_released, to_model
 from binwrn_jax.nn.registry import create_network
+from binwrn_jax.training.initialise import open_source
 
 ROOT = Path(__file__).parents[2]
 OFFICIAL = os.environ.get("BINWRN_OFFICIAL_DIR")
@@ -509,3 +511,62 @@ def test_further_training_on_cifar10_does_not_start_at_chance(tmp_path):
     )
     assert summary["train_error"] < 10  # chance is 90
     assert summary["test_error"] < 10
+
+
+# --- by name ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the author's CIFAR-100 file for Keras, whose content is a small network's."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    file = tmp_path / PRETRAINED["cifar100-20-10-keras"].path
+    file.parent.mkdir(parents=True)
+    scipy.io.savemat(file, content_of("keras", random_model("keras", classes=100)))
+    return tmp_path
+
+
+def test_a_pretrained_network_is_found_by_name(folder):
+    model = load_pretrained("cifar100-20-10-keras")
+    assert model.description.dataset == "cifar100" and len(model.description.class_names) == 100
+    assert not model.network.input_relu
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    logits = np.asarray(model.apply(model.variables, images))
+    np.testing.assert_allclose(open_model("cifar100-20-10-keras")(images), logits, rtol=1e-5, atol=1e-5)
+    assert open_source("cifar100-20-10-keras").description.num_classes == 100
+    # A clone of the repository, and its file alone.
+    file = folder / PRETRAINED["cifar100-20-10-keras"].path
+    file.rename(folder / file.name)
+    assert find_released("cifar100-20-10-keras") == folder / file.name
+
+
+def test_a_released_file_that_is_missing_or_another(folder):
+    with pytest.raises(
+        UserError, match=r"^cifar10-20-10 is the file Trained\S+4MB.mat of https://github.com/"
+    ):
+        load_pretrained("cifar10-20-10")
+    (folder / "CIFAR100_20-4-Plain_644kB.mat").write_bytes(b"something else")
+    with pytest.raises(
+        UserError, match=r"644kB.mat: it is not the file CIFAR100_20-4-Plain_644kB.mat of http"
+    ):
+        find_released("cifar100-20-4-plain")
+    for opener in (open_model, open_source):
+        with pytest.raises(UserError, match="did you mean the pretrained 'cifar10-20-10'"):
+            opener("cifar10-20-1")
+    with pytest.raises(UserError, match="choose one of cifar10-20-10, "):
+        load_pretrained("resnet")
+
+
+def test_without_a_folder_the_cache_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(
+        UserError, match=f"put it into {tmp_path}/binwrn_jax/released, or set {FOLDER_VARIABLE}"
+    ):
+        find_released("cifar10-20-10")
+
+
+@needs_official
+@pytest.mark.parametrize("name", ["cifar10-20-10", "cifar10-20-10-keras", "cifar100-20-4-plain"])
+def test_the_released_files_have_their_hashes(name):
+    assert find_released(name).parent == Path(OFFICIAL)

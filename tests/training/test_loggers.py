@@ -1,6 +1,5 @@
 """Loggers: what each service reads back of a run in two processes' time, and those that are not there."""
 
-import importlib.metadata
 import json
 import sys
 
@@ -87,37 +86,58 @@ def test_wandb_offline_keeps_one_run(tmp_path, monkeypatch):
     assert losses == [(10, 0.1), (20, 0.05), (20, 0.05), (30, 0.033333)]
 
 
-def test_a_package_brings_its_own_logger(tmp_path, monkeypatch):
-    seen = []
+OWN_LOGGER = """
+import json
 
-    class Own:
-        def __init__(self, run):
-            seen.append((run.resume_step, run.config["seed"], len(run.run_id)))
+class Own:
+    def __init__(self, run):
+        self.file = open(run.workdir / "own.jsonl", "a")
+        self.write("opened", run.resume_step, run.config["seed"], run.run_id)
 
-        def log(self, kind, step, values):
-            seen.append((kind, step, values))
+    def write(self, *values):
+        self.file.write(json.dumps(values) + "\\n")
 
-        def artifact(self, path):
-            seen.append(path.name)
+    def log(self, kind, step, values):
+        self.write(kind, step, values)
 
-        def close(self):
-            seen.append("closed")
+    def artifact(self, path):
+        self.write("artifact", path.name)
 
-    class Point:
-        name = "own"
+    def close(self):
+        self.write("closed")
+        self.file.close()
+"""
 
-        def load(self):
-            return Own
 
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Point()])
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    """An installed package with a logger: a module, and the folder that pip writes beside it."""
+    site = tmp_path / "site"
+    (site / "own_logger-1.0.dist-info").mkdir(parents=True)
+    (site / "own_logger.py").write_text(OWN_LOGGER)
+    (site / "own_logger-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: own-logger\nVersion: 1.0\n"
+    )
+    (site / "own_logger-1.0.dist-info" / "entry_points.txt").write_text(
+        "[binwrn_jax.loggers]\nown = own_logger:Own\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    yield
+    sys.modules.pop("own_logger", None)
+
+
+def test_a_package_brings_its_own_logger(tmp_path, own_package):
     log_run(tmp_path, "own")
-    assert seen[:4] == [
-        (0, 3, 12),
-        "config.json",
-        ("train", 10, {"loss": 0.1}),
-        ("train", 20, {"loss": 0.05}),
+    seen = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
+    run_id = json.loads((tmp_path / "loggers.json").read_text())["own"]
+    assert seen[:5] == [
+        ["opened", 0, 3, run_id],
+        ["artifact", "config.json"],
+        ["train", 10, {"loss": 0.1}],
+        ["train", 20, {"loss": 0.05}],
+        ["closed"],
     ]
-    assert seen.count("closed") == 2 and seen[5] == (10, 3, 12)
+    assert seen[5] == ["opened", 10, 3, run_id]
 
 
 @pytest.mark.parametrize(
