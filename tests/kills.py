@@ -37,7 +37,7 @@ class Server:
     """`kill_server.py` as a child of this process.
 
     Args:
-      scratch: for compiled programs and the output of its children.
+      scratch: for the output of its children.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -47,9 +47,6 @@ class Server:
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "kill_server.py")],

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 from binwrn_jax.store.model import Model
 from binwrn_jax.training.records import read_records
@@ -23,16 +22,6 @@ RUN = [
     "--config.checkpoint.every_steps=10",
     "--config.log.every_steps=5",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_compilations(tmp_path_factory):
-    """The processes of this file run the same programs: the first compiles them for all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
 
 
 def start(workdir: Path, *arguments: str, run: Sequence[str] = RUN) -> subprocess.Popen:

@@ -121,8 +121,8 @@ class WideResNet(nn.Module):
 
     >>> import jax
     >>> network = WideResNet(depth=8, width=0.5, num_classes=10)
-    >>> variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    >>> network.apply(variables, jnp.zeros((4, 8, 8, 1))).shape
+    >>> variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> jax.jit(network.apply)(variables, jnp.zeros((4, 8, 8, 1))).shape
     (4, 10)
     """
 

@@ -39,10 +39,12 @@ def finish_run(run: TrainingRun) -> dict[str, Any]:
     packed = _pack(run) if is_one_bit(run.config.model.weights) or is_own(run.config.model) else {}
     if run.config.log.to:
         _draw_confusion(run)
-    summary: dict[str, Any] = distributed.broadcast_from_primary(lambda: write_summary(run, packed))
+    summary: dict[str, Any]
+    summary, drawn = distributed.broadcast_from_primary(lambda: write_summary(run, packed))
     run.progress.print_line(
         f"done: test error {summary['test_error']:.2f} % after {run.config.epochs} epochs, "
-        f"{duration(summary['seconds'])}; see {run.workdir / 'summary.json'} and curves.png"
+        f"{duration(summary['seconds'])}; see {run.workdir / 'summary.json'}"
+        + (" and curves.png" if drawn else "")
     )
     return summary
 
@@ -87,15 +89,15 @@ def _draw_confusion(run: TrainingRun) -> None:
     )
 
 
-def write_summary(run: TrainingRun, packed: dict[str, Any]) -> dict[str, Any]:
-    """Writes ``summary.json`` and ``curves.png``.
+def write_summary(run: TrainingRun, packed: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Writes ``summary.json`` and, where matplotlib is installed, ``curves.png``.
 
     Args:
       run: finished.
       packed: ``packed_test_error`` and ``packed_bytes``, or nothing where there is no packed file.
 
     Returns:
-      The content of ``summary.json``.
+      The content of ``summary.json``; whether the curves were drawn.
     """
     config, records, dataset = run.config, run.log.records, run.resolved.dataset.name
     tests, epochs, train = ([r for r in records if r["kind"] == kind] for kind in ("eval", "epoch", "train"))
@@ -126,25 +128,26 @@ def write_summary(run: TrainingRun, packed: dict[str, Any]) -> dict[str, Any]:
         keys = ("epoch", "validation_error", "error")
         summary["best"] = {"model": BEST, **{key: best[key] for key in keys}}
     title = f"{dataset}, {network} {config.model.weights}, seed {config.seed}"
-    _draw(run, f"{title}: test error {summary['test_error']:.2f} %")
+    drawn = _draw(run, f"{title}: test error {summary['test_error']:.2f} %")
     replace_file(run.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     run.log.artifact(run.workdir / "summary.json")
-    return summary
+    return summary, drawn
 
 
-def _draw(run: TrainingRun, title: str) -> None:
+def _draw(run: TrainingRun, title: str) -> bool:
     path, resolved = run.workdir / "curves.png", run.resolved
     restarts = sorted(resolved.cycle_ends)
     steps, rates = rate_points(jax.jit(jax.vmap(resolved.learning_rate)), resolved.total_steps, restarts)
     rate = steps / resolved.steps_per_epoch, rates
-    _draw_and_log(run, path, lambda: draw_curves(path, run.log.records, title, rate))
+    return _draw_and_log(run, path, lambda: draw_curves(path, run.log.records, title, rate))
 
 
-def _draw_and_log(run: TrainingRun, path: Path, draw: Callable[[], None]) -> None:
-    """Draws a picture and gives it to the loggers; without matplotlib says so."""
+def _draw_and_log(run: TrainingRun, path: Path, draw: Callable[[], None]) -> bool:
+    """Draws a picture and gives it to the loggers; without matplotlib says so and gives False."""
     try:
         draw()
     except UserError as missing:
         logging.getLogger(__name__).info("%s", missing)
-        return
+        return False
     run.log.artifact(path)
+    return True

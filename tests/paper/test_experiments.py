@@ -230,10 +230,6 @@ def test_a_run_of_an_older_version_has_the_defaults_of_fields_it_did_not_know(tm
 def tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(EXPERIMENTS, "tiny", TINY)
     monkeypatch.setenv("XLA_FLAGS", "")
-    # The runs compile the same programs but for the seed.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     runs._fields.cache_clear()
     yield tmp_path / "runs"
     runs._fields.cache_clear()

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import ROOT, RUN, assert_same_network, finish, numbers, shared_compilations, start, wait_for_step
+from runs import ROOT, RUN, assert_same_network, finish, numbers, start, wait_for_step
 from trajectories import Trajectory, assert_same
 
 from binwrn_jax import UserError
 from binwrn_jax.cli import main as cli
 from binwrn_jax.parallel.processes import Processes, initialize
-
-__all__ = ["shared_compilations"]  # the fixture, for this file too
+from binwrn_jax.training.workdir import locked
 
 # Divides over 1, 2 and 4 processes; four ghost groups. Two cycles, the second cut short.
 JOB = ("--config.batch_size=48", "--config.model.ghost_size=12", "--config.epochs=4")
@@ -109,17 +108,26 @@ def test_two_processes_with_four_devices_each_train_as_one_device(tmp_path):
     assert_same(two, one)
 
 
-def test_two_processes_are_one(one, two):
-    workdir, texts = two
+def assert_as_one(workdir: Path, one: Path) -> None:
+    """What two processes wrote is what one did."""
     ours, theirs = (json.loads((w / "summary.json").read_text()) for w in (workdir, one))
     assert ours["steps"] == theirs["steps"] == STEPS
-    assert ours["test"]["n"] == 360 and ours["processes"] == 2 and len(ours["devices"]) == 2
+    assert (ours["processes"], theirs["processes"]) == (2, 1) and len(ours["devices"]) == 2
     assert ours["test_error"] == pytest.approx(theirs["test_error"], abs=5)
-    assert ours["packed_test_error"] == ours["test_error"]
-    # What process 0 wrote, and nothing else.
     assert {p.name for p in workdir.iterdir()} == {p.name for p in one.iterdir()}
+
+
+def test_two_processes_write_and_tell_as_one(two):
+    workdir, texts = two
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["test"]["n"] == 360 and summary["packed_test_error"] == summary["test_error"]
     assert "in 2 processes" in texts[0] and "done: test error" in texts[0]
     assert texts[1] == ""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(one, two):
+    assert_as_one(two[0], one)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -135,6 +143,7 @@ def test_signal_to_one_process_saves_all_at_one_step(two, tmp_path, signum):
     # One process goes on where two have been.
     output = finish(tmp_path, *JOB)
     assert f"resumed at step {stopped}" in output
+    assert_as_one(two[0], tmp_path)
     ours, theirs = (
         {r["step"]: r["loss"] for r in numbers(w) if r["kind"] == "train"} for w in (tmp_path, two[0])
     )
@@ -229,14 +238,9 @@ def test_mistakes_of_one_process_end_all(tmp_path):
 
 def test_a_workdir_in_use_ends_all(tmp_path):
     """Process 0 alone meets this one."""
-    single = start(tmp_path, *JOB, "--config.epochs=100")
-    try:
-        wait_for_step(single, tmp_path, 5)
+    with locked(tmp_path):
         job = start_job(tmp_path, 2)
         texts = outputs(job, timeout=100)
-    finally:
-        single.kill()
-        single.communicate()
     assert codes(job) == [2, 2], texts
     assert texts[0].splitlines()[1].startswith("error: another run is using")
     assert texts[1].startswith("error: process 0 of 2: another run is using")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import runs
-from runs import assert_same_network, shared_compilations  # noqa: F401
+from runs import assert_same_network
 
 from binwrn_jax.cli.main import main
 

@@ -85,7 +85,7 @@ def alone(digits, start):
     [
         pytest.param(8, 40, marks=pytest.mark.slow),
         pytest.param(2, 50, marks=pytest.mark.slow),
-        (3, 50),
+        pytest.param(3, 50, marks=pytest.mark.slow),
         (8, 50),
     ],
 )
@@ -121,12 +121,12 @@ def test_state_of_several_devices(digits, start, one, eight_devices):
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(eight.state))
 
 
-def test_ghost_groups_do_not_depend_on_the_devices(digits, start, eight_devices):
+@pytest.mark.parametrize("batch", [pytest.param(40, marks=pytest.mark.slow), 50])
+def test_ghost_groups_do_not_depend_on_the_devices(digits, start, eight_devices, batch):
     """Groups of 10 straddle the shards of 5 or 7, and 4 or 5 do not divide over 8 devices."""
     model = MODEL.clone(ghost_size=10)
-    for batch in (40, 50):
-        ours, theirs = (Trainer(digits, start, devices, model, "none", batch).follow() for devices in (8, 1))
-        assert_same(ours, theirs)
+    ours, theirs = (Trainer(digits, start, devices, model, "none", batch).follow() for devices in (8, 1))
+    assert_same(ours, theirs)
 
 
 def test_one_compilation_and_the_old_state_is_given_back(one):

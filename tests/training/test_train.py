@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import ROOT, RUN, assert_same_network, finish, numbers, shared_compilations, start, wait_for_step  # noqa: F401
+from runs import ROOT, RUN, assert_same_network, finish, numbers, start, wait_for_step
 
 from binwrn_jax.cli import main as cli
 from binwrn_jax.cli.handler import guarded
@@ -79,15 +80,17 @@ def test_kill_9_then_the_same_command_ends_with_the_same_bits(whole, tmp_path):
     assert numbers(tmp_path) == numbers(whole)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_signal_saves_first(whole, tmp_path, signum, code):
-    process = start(tmp_path)
-    wait_for_step(process, tmp_path, 75)
-    process.send_signal(signum)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
-    stopped = int(re.search(r"at step (\d+), saved", output)[1])
-    assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
+def test_signals_save_first(whole, tmp_path):
+    stopped = None
+    for signum, code, step in ((signal.SIGTERM, 0, 30), (signal.SIGINT, 130, 100)):
+        process = start(tmp_path)
+        wait_for_step(process, tmp_path, step)
+        process.send_signal(signum)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == code, output
+        assert stopped is None or f"resumed at step {stopped}" in output
+        stopped = int(re.search(r"at step (\d+), saved", output)[1])
+        assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     assert f"resumed at step {stopped}" in finish(tmp_path)
     assert_same_network(tmp_path, whole)
 
@@ -116,10 +119,16 @@ def test_a_run_that_is_no_beginning_says_why(capsys, whole, tmp_path):
     assert snapshot(workdir) == before
 
 
-def test_finished_run_is_left_alone(whole):
-    before = (whole / "metrics.jsonl").read_text()
-    assert "resumed at step 168" in finish(whole)
-    assert (whole / "metrics.jsonl").read_text() == before
+def test_finished_run_is_left_alone(capsys, whole, tmp_path, monkeypatch):
+    """Here without the package for plots, so that the curves are neither drawn nor named."""
+    workdir = copy_of(whole, tmp_path)
+    (workdir / "curves.png").unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["train", *RUN, "--config.devices=1", f"--workdir={workdir}"]) == 0
+    assert capsys.readouterr().out.endswith(f"see {workdir / 'summary.json'}\n")
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_finished_run_makes_its_model_and_packed_file_again(whole, tmp_path):
@@ -391,6 +400,7 @@ def test_two_runs_in_one_folder(capsys, tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow  # a job of two processes that goes on as one is a default test
 def test_resumes_on_another_number_of_devices(capsys, whole, tmp_path):
     if jax.device_count() == 1:
         pytest.skip("there is one device only")
@@ -399,6 +409,48 @@ def test_resumes_on_another_number_of_devices(capsys, whole, tmp_path):
     assert run(capsys, *RUN, "--config.devices=2", f"--workdir={workdir}")[0] == 0
     ours, theirs = (dict(Model.load(folder).variables) for folder in (workdir, whole))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0.02, atol=0.02), ours, theirs)
+
+
+UNSHARE = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+
+
+def can_mount(folder) -> bool:
+    """Whether this process may make a small disk for its children."""
+    try:
+        done = subprocess.run([*UNSHARE, f"mount -t tmpfs tmpfs {folder}"], capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "kilobytes",
+    [900, *(pytest.param(size, marks=pytest.mark.slow) for size in (820, 860, 940, 980, 1020, 1060, 1100))],
+)
+def test_a_full_disk_is_one_line_and_the_run_goes_on_with_more_room(tmp_path, kilobytes):
+    """A disk that fills up while a run writes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not can_mount(disk):
+        pytest.skip("no small disk can be mounted here")
+    train = shlex.join([sys.executable, "-m", "binwrn_jax", "train", *RUN, f"--workdir={disk / 'run'}"])
+    script = (
+        f"mount -t tmpfs -o size={kilobytes}k tmpfs {disk}; {train} 2>{tmp_path}/errors; echo code $?;"
+        f"mount -o remount,size=64m {disk}; {train} && ls -A {disk}/run {disk}/run/checkpoints"
+    )
+    done = subprocess.run(
+        [*UNSHARE, script],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    errors = (tmp_path / "errors").read_text()
+    assert errors.startswith("error: disk full") and errors.count("\n") == 1, errors
+    assert "code 2" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "done: test error" in done.stdout
+    assert "tmp" not in done.stdout.rpartition("done: test error")[2].replace(str(tmp_path), "")
 
 
 def test_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
