@@ -1,5 +1,6 @@
 """The native runtime as a library: threads, memory, arguments, compilation, the names that it shows."""
 
+import ctypes
 import math
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from native_runtime import FOLDER, PEDANTIC, images_of, needs, run, save
 from packed_networks import Network
 
+import binwrn_jax
 from binwrn_jax.deploy import native
 from binwrn_jax.deploy.formats import open_model
 from binwrn_jax.errors import UserError
@@ -130,10 +132,21 @@ def test_libraries_show_only_names_of_their_own(program):
     shared = run("nm", "-D", "--defined-only", native.build())
     exported = {line.split()[2] for line in shared.stdout.splitlines()}
     declared = re.findall(r"^BINWRN_API .*?(binwrn_\w+)\(", (FOLDER / "binwrn.h").read_text(), re.MULTILINE)
-    assert exported - {"_init", "_fini"} == set(declared) and len(declared) == 6
+    assert exported - {"_init", "_fini"} == set(declared) and len(declared) == 7
     static = run("nm", "-g", "--defined-only", program.parent / "libbinwrn.a")
     names = [line.split()[2] for line in static.stdout.splitlines() if len(line.split()) == 3]
     assert len(names) > 20 and all(name.startswith("binwrn_") for name in names)
+
+
+def test_the_version_is_that_of_the_package(library):
+    header = (FOLDER / "binwrn.h").read_text()
+    parts = [
+        re.findall(rf"^#define BINWRN_VERSION_{part} (\d+)$", header, re.M)
+        for part in ("MAJOR", "MINOR", "PATCH")
+    ]
+    assert ".".join(part[0] for part in parts) == binwrn_jax.__version__
+    library.binwrn_version.restype = ctypes.c_char_p
+    assert library.binwrn_version().decode() == binwrn_jax.__version__
 
 
 COUNTING = """

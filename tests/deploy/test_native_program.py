@@ -2,12 +2,16 @@
 
 import platform
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from native_runtime import FOLDER, images_of, kernels, make, needs, reference, run, save
 from packed_networks import any_network, wide_resnet
 from version2_networks import FEATURES, random_file
+
+import binwrn_jax
+from binwrn_jax.deploy import native
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -67,12 +71,72 @@ def test_builds_without_a_warning(compiler, path, tmp_path):
     assert run(make(tmp_path, compiler), path, "golden").returncode == 0
 
 
-@pytest.mark.slow
-def test_cmake(path, tmp_path):
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The runtime as CMake installs it."""
     needs("cmake", "make")
-    subprocess.run(["cmake", "-S", FOLDER, "-B", tmp_path / "b"], check=True, capture_output=True)
-    subprocess.run(["cmake", "--build", tmp_path / "b"], check=True, capture_output=True)
-    assert run(tmp_path / "b" / "binwrn-run", path, "golden").returncode == 0
+    folder = tmp_path_factory.mktemp("installed")
+    settings = [f"-DCMAKE_INSTALL_PREFIX={folder}", "-DCMAKE_INSTALL_LIBDIR=lib"]
+    for command in (
+        ["cmake", "-S", FOLDER, "-B", folder / "build", *settings],
+        ["cmake", "--build", folder / "build"],
+        ["cmake", "--install", folder / "build"],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_cmake_installs_the_program(installed, path):
+    assert run(installed / "bin" / "binwrn-run", path, "golden").returncode == 0
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "native"
+
+
+def check_classify(program, packed, path):
+    best = int(packed.golden_logits.argmax())
+    result = run(program, path)
+    assert (result.returncode, result.stdout) == (0, f"{best} klass {best} ü\n"), result.stderr
+    result = run(program, path.parent / "nowhere")
+    assert result.returncode == 2 and "cannot be read" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_cpp_program_finds_the_cmake_package(installed, packed, path, tmp_path):
+    needs("c++")
+    for command in (
+        ["cmake", "-S", EXAMPLES, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}"],
+        ["cmake", "--build", tmp_path / "build"],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    check_classify(tmp_path / "build" / "classify", packed, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["cmake", "make"])
+def test_a_cpp_program_finds_the_library_by_pkg_config(by, installed, packed, path, tmp_path, monkeypatch):
+    needs("c++", "make", "pkg-config")
+    if by == "make":
+        installed = tmp_path / "installed"
+        make(tmp_path / "build", native.find_compiler(), "install", f"PREFIX={installed}")
+    monkeypatch.setenv("PKG_CONFIG_PATH", f"{installed}/lib/pkgconfig")
+    assert run("pkg-config", "--modversion", "binwrn").stdout.strip() == binwrn_jax.__version__
+    flags = run("pkg-config", "--cflags", "--libs", "binwrn").stdout.split()
+    warnings = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    built = run("c++", *warnings, EXAMPLES / "classify.cpp", *flags, "-o", tmp_path / "classify")
+    assert built.returncode == 0, built.stderr
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{installed}/lib")
+    check_classify(tmp_path / "classify", packed, path)
+
+
+@pytest.mark.slow
+def test_a_rust_program_links_the_static_library(installed, packed, path, tmp_path):
+    needs("rustc")
+    options = ["-L", installed / "lib", "-l", "static=binwrn", "-D", "warnings"]
+    built = run("rustc", EXAMPLES / "classify.rs", *options, "-o", tmp_path / "classify")
+    assert built.returncode == 0, built.stderr
+    check_classify(tmp_path / "classify", packed, path)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ FLAGS = ("-std=c99", "-O3", "-fPIC", "-fvisibility=hidden", "-shared")
 LIBRARIES = ("-lm", "-lpthread")
 FUNCTIONS = (
     *("binwrn_load_file", "binwrn_load_memory", "binwrn_describe"),
-    *("binwrn_run", "binwrn_free", "binwrn_error_name"),
+    *("binwrn_run", "binwrn_free", "binwrn_error_name", "binwrn_version"),
 )
 KERNELS = ("avx512", "avx2", "neon", "plain")
 _MESSAGE_BYTES = 160

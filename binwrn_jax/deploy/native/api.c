@@ -170,3 +170,5 @@ const char *binwrn_error_name(binwrn_error error) {
   }
   return "unknown error";
 }
+
+const char *binwrn_version(void) { return BINWRN_VERSION; }

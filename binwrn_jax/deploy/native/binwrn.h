@@ -1,4 +1,5 @@
-/* Runs packed binwrn models (docs/packed-format.md): float32 results from one bit per weight.
+/* Runs packed binwrn models (docs/packed-format.md and docs/packed-format-2.md, all features but int8): float32 results
+ * from one bit per weight.
  *
  *     binwrn_model *model;
  *     char message[BINWRN_MESSAGE];
@@ -21,6 +22,12 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* The version of this header; binwrn_version() is that of the library. */
+#define BINWRN_VERSION_MAJOR 0
+#define BINWRN_VERSION_MINOR 1
+#define BINWRN_VERSION_PATCH 0
+#define BINWRN_VERSION "0.1.0"
 
 /* All that a shared library shows. */
 #ifdef __GNUC__
@@ -62,7 +69,7 @@ typedef struct {
   const char *kernel;
   int threads;
   uint64_t multiply_adds; /* of all convolutions, per image, were the weights floats */
-  uint64_t weight_bytes;  /* of the bits, in the order in which they are read */
+  uint64_t weight_bytes;  /* of the weights, in the order in which they are read */
   uint64_t arena_bytes;   /* activations of one image */
   uint64_t scratch_bytes; /* tables and sums of all threads */
   uint64_t total_bytes;   /* all of the loaded model */
@@ -86,13 +93,16 @@ BINWRN_API const binwrn_description *binwrn_describe(const binwrn_model *model);
 
 /* images: uint8 [count, height, width, channels]; logits: float32 [count, classes]. count may be 0.
  * BINWRN_ERROR_RANGE, and logits that must not be used, if a value exceeds 2^64 in a network whose values have
- * no known bound. BINWRN_ERROR_ARGUMENT, and nothing done, for a NULL or more than 2^40 operations (of the network, times count). */
+ * no known bound. BINWRN_ERROR_ARGUMENT, and nothing done, for a NULL or more than 2^40 operations (of the network, times
+ * count). */
 BINWRN_API binwrn_error binwrn_run(binwrn_model *model, const uint8_t *images, size_t count, float *logits);
 
 /* NULL is allowed; not while a call of binwrn_run is under way. */
 BINWRN_API void binwrn_free(binwrn_model *model);
 
 BINWRN_API const char *binwrn_error_name(binwrn_error error); /* a few words */
+
+BINWRN_API const char *binwrn_version(void); /* such as "0.1.0" */
 
 #ifdef __cplusplus
 }
