@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print_line(
         f"{'layer':8} {'kernel':>18} {'scale':>9} {'+1 bits':>8} {'values':>9} {'bits':>12} {'bytes':>11}"
+        + (f" {'bits/weight':>12}" if coded else "")
     )
     for row in rows:
         kernel = "x".join(map(str, row.shape))
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         share = "-" if row.plus_share is None else f"{100 * row.plus_share:.2f} %"
         print_line(
             f"{row.name:8} {kernel:>18} {scale:>9} {share:>8} {row.values:>9,} {row.bits:>12,} "
-            f"{row.bytes:>11,}"
+            f"{row.bytes:>11,}" + (f" {8 * row.bytes / weights(row):>12.4f}" if coded else "")
         )
     print_line(
         f"{totals['convolutions']} convolutions, {totals['weights']:,} weights, {totals['bits']:,} bits, "

@@ -28,7 +28,7 @@ SOURCES = tuple(
     f"{name}.c"
     for name in (
         *("json", "sha256", "entropy", "container", "features", "description", "network", "operations"),
-        *("range", "plan", "arrange", "api", "run", "simple", "convolve", "pool"),
+        *("decode", "range", "plan", "arrange", "api", "run", "simple", "convolve", "pool"),
         *("kernel_plain", "kernel_x86", "kernel_neon"),
     )
 )

@@ -70,6 +70,7 @@ static binwrn_error load_parts(char *header, size_t length, const unsigned char 
   if (!error) error = binwrn_read_container(l, header, length, data_size);
   if (!error) error = binwrn_check_description(l);
   if (!error) error = binwrn_read_network(l);
+  if (!error) error = binwrn_decode_kernels(l, model->description.threads);
   if (!error) error = binwrn_check_tensors(l);
   if (!error) error = binwrn_check_ranges(l);
   if (!error) error = binwrn_plan(l, model);

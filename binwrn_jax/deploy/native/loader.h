@@ -162,8 +162,13 @@ binwrn_error binwrn_need(loader *l, const char *name, size_t length, const char 
 
 /* Checks the operations and fills `values` and `nodes`. */
 binwrn_error binwrn_read_network(loader *l);
-/* Checks what the tensors hold. */
+/* Checks what the tensors hold, when coded kernels have been decoded. */
 binwrn_error binwrn_check_tensors(loader *l);
+
+/* --- decode.c --- */
+
+/* Sets the weights of coded kernels; so many threads work side by side. */
+binwrn_error binwrn_decode_kernels(loader *l, int threads);
 
 /* --- plan.c --- */
 

@@ -2,7 +2,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "entropy.h"
 #include "loader.h"
 #include "sha256.h"
 
@@ -88,30 +87,6 @@ binwrn_error binwrn_read_network(loader *l) {
   return check_bytes(l);
 }
 
-/* Sets the weights of a convolution, decoded where the file has them coded. */
-static binwrn_error find_weights(loader *l, node *n) {
-  const tensor *plain = n->bits ? n->bits : n->floats;
-  const uint32_t outputs = (uint32_t)l->values[n->out].shape.channels,
-                 channels = (uint32_t)(l->values[n->in[0]].shape.channels / n->groups);
-  const char *wrong;
-  entropy_kernel *kernel;
-  if (plain) {
-    n->weights = l->data + plain->begin;
-    return BINWRN_OK;
-  }
-  kernel = malloc(sizeof *kernel);
-  if (!kernel) return binwrn_no_memory(l);
-  wrong = binwrn_entropy_open(kernel, l->data + n->coded->begin, (size_t)(n->coded->end - n->coded->begin),
-                              outputs, channels);
-  if (!wrong) {
-    n->weights = n->coded->decoded = malloc(outputs * n->row_bytes);
-    if (n->weights) wrong = binwrn_entropy_decode(kernel, 0, kernel->streams, n->coded->decoded);
-  }
-  free(kernel);
-  DEMAND(!wrong, "coded kernel '%s': %s", binwrn_shorten(n->coded->name, n->coded->length).text, wrong);
-  return n->weights ? BINWRN_OK : binwrn_no_memory(l);
-}
-
 binwrn_error binwrn_check_tensors(loader *l) {
   const json_value *stated = binwrn_json_member(&l->metadata, l->root, "sha256");
   char hex[65];
@@ -121,11 +96,12 @@ binwrn_error binwrn_check_tensors(loader *l) {
   for (i = 0; i < l->node_count; i++) {
     const node *n = &l->nodes[i];
     if (n->kind == OP_CONV) {
+      const tensor *plain = n->bits ? n->bits : n->floats; /* NULL: decoded already */
       const size_t rows = (size_t)l->values[n->out].shape.channels;
       const unsigned channels = (unsigned)(l->values[n->in[0]].shape.channels / n->groups),
                      used = (unsigned)n->window[0] * (unsigned)n->window[1] * channels % 8;
       size_t row;
-      TRY(find_weights(l, l->nodes + i));
+      if (plain) l->nodes[i].weights = l->data + plain->begin;
       binwrn_sha256_update(&hash, n->weights, rows * n->row_bytes);
       for (row = 1; used && !n->floats && row <= rows; row++)
         DEMAND(n->weights[row * n->row_bytes - 1] >> used == 0, "operation %d: padding bits are set", i);
