@@ -49,11 +49,11 @@ class Parts:
 
     def lay(self) -> bytes:
         """Places the tensors anew, one after the other: float32 first. Returns their bytes."""
-        names = sorted(self.tensors, key=lambda name: self.tensors[name].dtype.kind == "u")
+        names = sorted(self.tensors, key=lambda name: -self.tensors[name].itemsize)
         self.tensors = {name: self.tensors[name] for name in names}
         self.header, position = {}, 0
         for name, array in self.tensors.items():
-            code = "U8" if array.dtype == np.uint8 else "F32"
+            code = next(code for code, dtype in numpy_reader.ALL_DTYPES.items() if dtype == array.dtype)
             offsets = [position, position + array.nbytes]
             self.header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": offsets}
             position += array.nbytes

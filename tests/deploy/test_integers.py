@@ -8,13 +8,16 @@ import re
 import numpy as np
 import pytest
 from integer_networks import FEATURES, random_integer_file, random_integer_model
+from packed_corpus import assemble
 from packed_networks import residual
+from version2_corpus import parts_of
 from version2_networks import random_model
 
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.calibrate import RULES
 from binwrn_jax.deploy.jax_runtime import load_packed, open_packed
+from binwrn_jax.deploy.native import load as load_native
 from binwrn_jax.deploy.numpy_reader import Integers, PackedFileError, compute_integers
 from binwrn_jax.deploy.packed import read_packed, serialise, write_packed
 from binwrn_jax.deploy.quantize import losses, quantize
@@ -159,6 +162,7 @@ def test_files_hold_the_network_and_its_logits_to_the_last_bit(feature, tmp_path
     packed = read_packed(path)
     assert serialise(packed) == content
     np.testing.assert_array_equal(open_packed(path).raw_logits(images), model.raw_logits(images))
+    np.testing.assert_array_equal(load_native(path, threads=2)(images), model(images))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -232,12 +236,23 @@ REFUSED = {
 }
 
 
+def written(path, metadata):
+    parts = parts_of(INTEGER)
+    parts.metadata.clear()
+    parts.metadata.update(metadata)
+    path.write_bytes(assemble(parts, parts.lay()))
+    return path
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_files_that_break_a_rule_are_refused(case):
-    shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in INTEGER.tensors.items()}
-    numpy_reader.value_shapes(INTEGER.metadata, shapes)
+def test_all_readers_refuse_files_that_break_a_rule(case, tmp_path):
+    good = written(tmp_path / "good", INTEGER.metadata)
+    numpy_reader.load(good), load_native(good)
+    path = written(tmp_path / "a", REFUSED[case])
     with pytest.raises(PackedFileError):
-        numpy_reader.value_shapes(REFUSED[case], shapes)
+        numpy_reader.load(path)
+    with pytest.raises(UserError):
+        load_native(path)
 
 
 def test_a_weight_of_minus_128_is_refused():

@@ -28,7 +28,8 @@ SOURCES = tuple(
     f"{name}.c"
     for name in (
         *("json", "sha256", "entropy", "container", "features", "description", "network", "operations"),
-        *("decode", "range", "plan", "arrange", "api", "run", "simple", "convolve", "pool"),
+        *("decode", "integers", "range", "plan", "arrange", "api", "run", "simple", "integer_run"),
+        *("convolve", "pool"),
         *("kernel_plain", "kernel_x86", "kernel_neon"),
     )
 )

@@ -40,7 +40,16 @@ static binwrn_error describe(loader *l, binwrn_model *model) {
   if (!golden) return binwrn_no_memory(l);
   memcpy(golden, l->data + l->golden_image->begin, image);
   d->golden_image = golden;
-  d->golden_logits = binwrn_copy_floats(l, model, l->golden_logits);
+  if (model->integer) {
+    const double scale = l->values[l->value_count - 1].integers.scale;
+    float *logits = binwrn_take(model, (uint64_t)d->classes * sizeof *logits);
+    int i;
+    for (i = 0; logits && i < d->classes; i++)
+      logits[i] = (float)((double)binwrn_read_int(l->data + l->golden_logits->begin + 4 * i) * scale);
+    d->golden_logits = logits;
+  } else {
+    d->golden_logits = binwrn_copy_floats(l, model, l->golden_logits);
+  }
   return d->golden_logits ? BINWRN_OK : binwrn_no_memory(l);
 }
 

@@ -105,20 +105,33 @@ tensor *binwrn_find_tensor(const loader *l, const char *name, size_t length, con
   return NULL;
 }
 
+static const struct {
+  const char *name;
+  tensor_dtype dtype;
+  uint64_t size;
+  int version; /* of the format, that has it first */
+} DTYPES[] = {
+    {"F32", DTYPE_F32, 4, 1}, {"U8", DTYPE_U8, 1, 1},   {"U16", DTYPE_U16, 2, 2},
+    {"I8", DTYPE_I8, 1, 2},   {"I16", DTYPE_I16, 2, 2}, {"I32", DTYPE_I32, 4, 2},
+};
+
 static binwrn_error read_entry(loader *l, const json_value *name, const json_value *entry, tensor *t) {
   const json_document *d = &l->header;
   const json_value *dtype = binwrn_json_member(d, entry, "dtype"),
                    *dimensions = binwrn_json_member(d, entry, "shape"), *v;
   const brief b = binwrn_shorten(name->text, name->length);
   uint64_t count = 1, size;
+  size_t i;
   int offsets[2];
   DEMAND(entry->type == JSON_OBJECT && entry->count == 3 && dtype && dimensions, "bad tensor entry '%s'", b.text);
   t->name = name->text;
   t->length = name->length;
-  t->dtype = binwrn_json_is_string(dtype, "F32") ? DTYPE_F32 : DTYPE_U8;
-  if (l->version == 2 && binwrn_json_is_string(dtype, "U16")) t->dtype = DTYPE_U16;
-  size = t->dtype == DTYPE_F32 ? 4 : t->dtype == DTYPE_U16 ? 2 : 1;
-  DEMAND(size > 1 || binwrn_json_is_string(dtype, "U8"), "tensor '%s' has a dtype that is not U8 or F32", b.text);
+  for (i = 0; i < sizeof DTYPES / sizeof *DTYPES; i++)
+    if (binwrn_json_is_string(dtype, DTYPES[i].name)) break;
+  DEMAND(i < sizeof DTYPES / sizeof *DTYPES && DTYPES[i].version <= l->version,
+         "tensor '%s' has a dtype that is not U8 or F32, or of version 2", b.text);
+  t->dtype = DTYPES[i].dtype;
+  size = DTYPES[i].size;
   DEMAND(dimensions->type == JSON_ARRAY && dimensions->count <= (l->version == 1 ? 3u : 4u),
          "tensor '%s' has a bad shape", b.text);
   for (v = binwrn_json_first(d, dimensions); v; v = binwrn_json_next(d, v)) {

@@ -15,6 +15,7 @@ static const struct {
     {"float_kernels", FEATURE_FLOAT_KERNELS},
     {"global_pool", FEATURE_GLOBAL_POOL},
     {"groups", FEATURE_GROUPS},
+    {"int8", FEATURE_INT8},
     {"pad", FEATURE_PAD},
     {"product", FEATURE_PRODUCT},
     {"resize", FEATURE_RESIZE},

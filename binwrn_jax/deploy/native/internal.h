@@ -41,7 +41,9 @@ typedef enum {
   OP_GLOBAL_POOL,
   OP_PAD,
   OP_PRODUCT,
-  OP_RESIZE
+  OP_RESIZE,
+  OP_REQUANTIZE,
+  OP_TABLE
 } op_kind;
 
 /* Of an operation that has several forms. */
@@ -93,6 +95,17 @@ typedef struct {
   int channels;
 } part;
 
+/* Of an operation of an integer network, whose values are int32, without their zero point. */
+typedef struct {
+  int low, high, shift;
+  int64_t multipliers[2];
+  int zero_in, zero_out;             /* of a table */
+  const int32_t *multiplier, *bias;  /* [channels] */
+  const int32_t *table;              /* [256], without the zero point */
+  const int8_t *weights;             /* [groups][taps][inputs][outputs] */
+  double scale;                      /* of the logits */
+} integer_fields;
+
 typedef struct {
   op_kind kind;
   op_choice choice;
@@ -108,6 +121,7 @@ typedef struct {
   float *result;       /* NULL: the logits of the caller */
   int items;           /* that threads may work on side by side */
   conv_plan conv;
+  integer_fields integers;
 } operation;
 
 /* Inputs of one pixel that a kernel takes at a time, and of one bundle: no more than this. */
@@ -166,6 +180,7 @@ struct binwrn_model {
   operation *operations;
   int operation_count;
   int guarded; /* each value is compared with MAX_VALUE */
+  int integer; /* its values are integers */
   void **blocks; /* all that is to be freed */
   size_t block_count, block_capacity;
   uint64_t bytes, max_memory;
@@ -203,6 +218,9 @@ void binwrn_conv_scratch(const binwrn_model *model, const operation *op, size_t 
 int binwrn_convolve(const binwrn_model *model, const operation *op, int item, unsigned char *scratch);
 /* An item of any operation that is no convolution. */
 void binwrn_simple_item(const binwrn_model *model, const operation *op, int item, const uint8_t *image, float *logits);
+
+/* An item of any operation of an integer network. scratch: int32 for a row of the result. */
+void binwrn_integer_item(const operation *op, int item, const uint8_t *image, float *logits);
 
 struct pool *binwrn_pool_new(binwrn_work_function *work, void *context, int threads);
 /* Works on `steps` steps with all threads; one caller at a time, a second one waits. */

@@ -26,10 +26,11 @@ enum {
   FEATURE_PAD = 256,
   FEATURE_PRODUCT = 512,
   FEATURE_RESIZE = 1024,
-  FEATURE_TEMPERATURE = 2048
+  FEATURE_TEMPERATURE = 2048,
+  FEATURE_INT8 = 4096
 };
 
-typedef enum { DTYPE_U8, DTYPE_U16, DTYPE_F32 } tensor_dtype;
+typedef enum { DTYPE_U8, DTYPE_U16, DTYPE_F32, DTYPE_I8, DTYPE_I16, DTYPE_I32 } tensor_dtype;
 
 typedef struct {
   const char *name;
@@ -40,6 +41,14 @@ typedef struct {
   unsigned char *decoded; /* the bits of coded ones, while the model is loaded */
 } tensor;
 
+/* What the numbers of a value of an integer network are: (a - zero) * scale for each stored integer a. */
+typedef enum { TYPE_U8, TYPE_I8, TYPE_I16, TYPE_I32 } integer_type;
+typedef struct {
+  integer_type type;
+  int zero;
+  double scale; /* 0: one for each channel */
+} integers;
+
 /* A value that operations name. */
 typedef struct {
   const json_value *name;
@@ -49,6 +58,7 @@ typedef struct {
   int last;       /* node that reads it last */
   int64_t offset; /* floats, in the arena; -1: not placed */
   uint64_t size;  /* floats */
+  integers integers; /* of an integer network */
 } value;
 
 /* A multiply-add as read. */
@@ -71,9 +81,21 @@ typedef struct {
   const tensor *bits, *floats;  /* where they come from: two of these three are NULL */
   tensor *coded;
   node_affine affine, after;    /* of the operation itself, before or after a convolution */
+  integer_fields integers;      /* of an integer network; its tensors: */
+  const tensor *multiplier, *bias, *table;
 } node;
 
+/* An operation while it is checked. */
 typedef struct {
+  struct loader *l;
+  int index;
+  const json_value *op;
+  node *n;
+  shape in, out;
+  uint64_t cost; /* multiply-adds for each number of the result */
+} reading;
+
+typedef struct loader {
   const unsigned char *data; /* of the tensors */
   json_document header, metadata;
   const json_value *root; /* the object called binwrn */
@@ -119,6 +141,9 @@ brief binwrn_shorten(const char *text, size_t length);
 
 uint64_t binwrn_little_endian(const unsigned char *bytes, int count);
 float binwrn_read_float(const unsigned char *bytes);
+static inline int32_t binwrn_read_int(const unsigned char *bytes) {
+  return (int32_t)(uint32_t)binwrn_little_endian(bytes, 4);
+}
 int binwrn_is_int(const json_value *v, int64_t low, int64_t high);
 /* Whether it is a number of at most that magnitude. */
 int binwrn_is_number(const json_value *v, double most);
@@ -157,6 +182,24 @@ binwrn_error binwrn_read_operation(loader *l, int index, int count, const json_v
 /* A tensor that an operation needs: there, of that kind, and used by no other. */
 binwrn_error binwrn_need(loader *l, const char *name, size_t length, const char *suffix, tensor_dtype dtype,
                          int dimensions, const uint64_t *wanted, const tensor **result);
+
+/* The same of the tensor that the operation names. */
+binwrn_error binwrn_need_named(reading *r, const char *suffix, tensor_dtype dtype, int dimensions,
+                               const uint64_t *wanted, const tensor **result);
+static inline const json_value *binwrn_field(const reading *r, const char *name) {
+  return binwrn_json_member(&r->l->metadata, r->op, name);
+}
+
+/* --- integers.c --- */
+
+binwrn_error binwrn_check_requantize(reading *r);
+binwrn_error binwrn_check_table(reading *r);
+/* Whether an operation of that name has such a field in an integer network, beside those of a float network. */
+int binwrn_is_integer_field(const char *op, const json_value *field);
+/* Checks the types of an operation whose other fields are checked, and computes those of its result. */
+binwrn_error binwrn_check_integers(reading *r, const char *op, integers *result);
+/* Makes an operation of an integer network ready to run. */
+binwrn_error binwrn_prepare_integers(loader *l, const node *n, operation *op, binwrn_model *model);
 
 /* --- network.c --- */
 

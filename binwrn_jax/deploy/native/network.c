@@ -80,7 +80,7 @@ binwrn_error binwrn_read_network(loader *l) {
   DEMAND(s.channels == l->classes, "the operations end in %d logits, but there are %d classes", s.channels,
          l->classes);
   TRY(binwrn_need(l, "golden", 6, ".image", DTYPE_U8, 3, sides, &l->golden_image));
-  TRY(binwrn_need(l, "golden", 6, ".logits", DTYPE_F32, 1, &classes, &l->golden_logits));
+  TRY(binwrn_need(l, "golden", 6, ".logits", l->required & FEATURE_INT8 ? DTYPE_I32 : DTYPE_F32, 1, &classes, &l->golden_logits));
   for (i = 0; i < l->tensor_count; i++)
     DEMAND(l->tensors[i].used, "tensor '%s' is used by no operation",
            binwrn_shorten(l->tensors[i].name, l->tensors[i].length).text);
@@ -105,6 +105,8 @@ binwrn_error binwrn_check_tensors(loader *l) {
       binwrn_sha256_update(&hash, n->weights, rows * n->row_bytes);
       for (row = 1; used && !n->floats && row <= rows; row++)
         DEMAND(n->weights[row * n->row_bytes - 1] >> used == 0, "operation %d: padding bits are set", i);
+      for (row = 0; n->floats && n->floats->dtype == DTYPE_I8 && row < rows * n->row_bytes; row++)
+        DEMAND(n->weights[row] != 128, "operation %d: a weight is -128", i);
     }
   }
   binwrn_sha256_hex(&hash, hex);

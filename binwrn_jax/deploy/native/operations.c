@@ -12,20 +12,6 @@
 #define MAX_WORK ((uint64_t)1 << 38)
 #define MAX_NAME 64 /* code points in the name of a value */
 
-/* An operation while it is checked. */
-typedef struct {
-  loader *l;
-  int index;
-  const json_value *op;
-  node *n;
-  shape in, out;
-  uint64_t cost; /* multiply-adds for each number of the result */
-} reading;
-
-static const json_value *member(const reading *r, const char *name) {
-  return binwrn_json_member(&r->l->metadata, r->op, name);
-}
-
 /* --- tensors -------------------------------------------------------------------------------------------- */
 
 binwrn_error binwrn_need(loader *l, const char *name, size_t length, const char *suffix, tensor_dtype dtype,
@@ -44,11 +30,10 @@ binwrn_error binwrn_need(loader *l, const char *name, size_t length, const char 
   return BINWRN_OK;
 }
 
-/* The tensor that the operation names, with a suffix. */
-static binwrn_error need(reading *r, const char *suffix, tensor_dtype dtype, int dimensions, const uint64_t *wanted,
-                         const tensor **result) {
+binwrn_error binwrn_need_named(reading *r, const char *suffix, tensor_dtype dtype, int dimensions,
+                               const uint64_t *wanted, const tensor **result) {
   loader *l = r->l;
-  const json_value *name = member(r, "tensor");
+  const json_value *name = binwrn_field(r, "tensor");
   DEMAND(name && name->type == JSON_STRING, "operation %d names no tensor", r->index);
   return binwrn_need(l, name->text, name->length, suffix, dtype, dimensions, wanted, result);
 }
@@ -58,7 +43,7 @@ static binwrn_error need(reading *r, const char *suffix, tensor_dtype dtype, int
 /* An array of two pairs of integers, from 0 to most[0] and most[1]. */
 static int read_pads(const reading *r, const int most[2], int pads[2][2]) {
   const json_document *d = &r->l->metadata;
-  const json_value *v = member(r, "pads"), *first;
+  const json_value *v = binwrn_field(r, "pads"), *first;
   if (!v || v->type != JSON_ARRAY || v->count != 2) return 0;
   first = binwrn_json_first(d, v);
   return binwrn_pair(d, first, 0, most[0], pads[0]) && binwrn_pair(d, binwrn_json_next(d, first), 0, most[1], pads[1]);
@@ -68,12 +53,12 @@ static int read_pads(const reading *r, const int most[2], int pads[2][2]) {
 static binwrn_error slide(reading *r) {
   loader *l = r->l;
   const json_document *d = &l->metadata;
-  const json_value *dilation = member(r, "dilation");
+  const json_value *dilation = binwrn_field(r, "dilation");
   node *n = r->n;
   const int side[2] = {r->in.height, r->in.width};
   int covers[2], most[2], result[2], i;
-  DEMAND(binwrn_pair(d, member(r, "window"), 1, MAX_WINDOW, n->window), "operation %d: bad window", r->index);
-  DEMAND(binwrn_pair(d, member(r, "stride"), 1, MAX_WINDOW, n->stride), "operation %d: bad stride", r->index);
+  DEMAND(binwrn_pair(d, binwrn_field(r, "window"), 1, MAX_WINDOW, n->window), "operation %d: bad window", r->index);
+  DEMAND(binwrn_pair(d, binwrn_field(r, "stride"), 1, MAX_WINDOW, n->stride), "operation %d: bad stride", r->index);
   DEMAND(!dilation || (binwrn_pair(d, dilation, 1, MAX_WINDOW, n->dilation) &&
                        (n->dilation[0] > 1 || n->dilation[1] > 1)),
          "operation %d: bad dilation", r->index);
@@ -95,7 +80,7 @@ static binwrn_error slide(reading *r) {
 
 static binwrn_error check_affine(reading *r) {
   loader *l = r->l;
-  const json_value *min = member(r, "min"), *max = member(r, "max");
+  const json_value *min = binwrn_field(r, "min"), *max = binwrn_field(r, "max");
   const uint64_t channels = (uint64_t)r->in.channels;
   node_affine *a = &r->n->affine;
   if (min && min->type != JSON_NULL) {
@@ -107,19 +92,19 @@ static binwrn_error check_affine(reading *r) {
     a->max = (float)max->real;
     DEMAND(a->min <= a->max, "operation %d: min above max", r->index);
   }
-  TRY(need(r, ".scale", DTYPE_F32, 1, &channels, &a->scale));
-  return need(r, ".offset", DTYPE_F32, 1, &channels, &a->offset);
+  TRY(binwrn_need_named(r, ".scale", DTYPE_F32, 1, &channels, &a->scale));
+  return binwrn_need_named(r, ".offset", DTYPE_F32, 1, &channels, &a->offset);
 }
 
 static binwrn_error check_conv(reading *r) {
   loader *l = r->l;
-  const json_value *group = member(r, "groups"), *weights = member(r, "weights"), *coding = member(r, "coding");
+  const json_value *group = binwrn_field(r, "groups"), *weights = binwrn_field(r, "weights"), *coding = binwrn_field(r, "coding");
   node *n = r->n;
   uint64_t wanted[4];
   const tensor *coded;
   int channels[2];
   TRY(slide(r));
-  DEMAND(binwrn_pair(&l->metadata, member(r, "channels"), 1, MAX_CHANNELS, channels) && channels[0] == r->in.channels,
+  DEMAND(binwrn_pair(&l->metadata, binwrn_field(r, "channels"), 1, MAX_CHANNELS, channels) && channels[0] == r->in.channels,
          "operation %d: its channels do not fit its input", r->index);
   if (group) {
     DEMAND(binwrn_is_int(group, 2, MAX_CHANNELS) && channels[0] % group->integer == 0 &&
@@ -133,21 +118,24 @@ static binwrn_error check_conv(reading *r) {
   wanted[3] = (uint64_t)(channels[0] / n->groups);
   r->cost = wanted[1] * wanted[2] * wanted[3];
   if (weights) {
-    DEMAND(binwrn_json_is_string(weights, "float32"), "operation %d: its weights are not 'float32'", r->index);
-    DEMAND(!coding, "operation %d: coding of float32 weights", r->index);
-    n->row_bytes = (size_t)r->cost * 4;
-    return need(r, "", DTYPE_F32, 4, wanted, &n->floats);
+    const int is_int8 = binwrn_json_is_string(weights, "int8");
+    DEMAND(is_int8 || binwrn_json_is_string(weights, "float32"),
+           "operation %d: its weights are neither 'float32' nor 'int8'", r->index);
+    DEMAND(is_int8 == ((l->required & FEATURE_INT8) != 0), "operation %d: weights of another kind of network", r->index);
+    DEMAND(!coding, "operation %d: coding of weights that are no bits", r->index);
+    n->row_bytes = (size_t)r->cost * (is_int8 ? 1 : 4);
+    return binwrn_need_named(r, "", is_int8 ? DTYPE_I8 : DTYPE_F32, 4, wanted, &n->floats);
   }
   n->row_bytes = (size_t)(r->cost + 7) / 8;
   if (coding) {
     DEMAND(binwrn_json_is_string(coding, "rans"), "operation %d: its coding is not 'rans'", r->index);
     DEMAND(n->window[0] == 3 && n->window[1] == 3, "operation %d: a coded kernel that is not of 3 x 3", r->index);
-    TRY(need(r, ".coded", DTYPE_U16, 1, NULL, &coded));
+    TRY(binwrn_need_named(r, ".coded", DTYPE_U16, 1, NULL, &coded));
     n->coded = l->tensors + (coded - l->tensors);
     return BINWRN_OK;
   }
   wanted[1] = n->row_bytes;
-  return need(r, "", DTYPE_U8, 2, wanted, &n->bits);
+  return binwrn_need_named(r, "", DTYPE_U8, 2, wanted, &n->bits);
 }
 
 static binwrn_error check_pool(reading *r) {
@@ -158,7 +146,7 @@ static binwrn_error check_pool(reading *r) {
 
 static binwrn_error check_pad_channels(reading *r) {
   loader *l = r->l;
-  const json_value *channels = member(r, "channels");
+  const json_value *channels = binwrn_field(r, "channels");
   DEMAND(binwrn_is_int(channels, r->in.channels, MAX_CHANNELS), "operation %d: bad channels", r->index);
   r->out.channels = (int)channels->integer;
   return BINWRN_OK;
@@ -189,7 +177,7 @@ static binwrn_error check_mean(reading *r) {
 
 static binwrn_error check_global_pool(reading *r) {
   loader *l = r->l;
-  const json_value *kind = member(r, "kind");
+  const json_value *kind = binwrn_field(r, "kind");
   const int average = binwrn_json_is_string(kind, "average");
   DEMAND(average || binwrn_json_is_string(kind, "max"), "operation %d: its kind is neither average nor max", r->index);
   r->n->choice = average ? CHOICE_AVERAGE : CHOICE_MAX;
@@ -200,7 +188,7 @@ static binwrn_error check_global_pool(reading *r) {
 static binwrn_error check_pad(reading *r) {
   static const int most[2] = {MAX_SIDE, MAX_SIDE};
   loader *l = r->l;
-  const json_value *value = member(r, "value");
+  const json_value *value = binwrn_field(r, "value");
   int(*pads)[2] = r->n->pads;
   DEMAND(read_pads(r, most, pads) && (pads[0][0] || pads[0][1] || pads[1][0] || pads[1][1]),
          "operation %d: bad pads", r->index);
@@ -226,10 +214,10 @@ static binwrn_error check_concat(reading *r) {
 
 static binwrn_error check_resize(reading *r) {
   loader *l = r->l;
-  const json_value *method = member(r, "method");
+  const json_value *method = binwrn_field(r, "method");
   const int bilinear = binwrn_json_is_string(method, "bilinear");
   int *factor = r->n->stride;
-  DEMAND(binwrn_pair(&l->metadata, member(r, "factor"), 1, MAX_WINDOW, factor) && (factor[0] > 1 || factor[1] > 1),
+  DEMAND(binwrn_pair(&l->metadata, binwrn_field(r, "factor"), 1, MAX_WINDOW, factor) && (factor[0] > 1 || factor[1] > 1),
          "operation %d: bad factor", r->index);
   DEMAND(bilinear || binwrn_json_is_string(method, "nearest"),
          "operation %d: its method is neither nearest nor bilinear", r->index);
@@ -250,7 +238,7 @@ static binwrn_error check_elementwise(reading *r) {
       {"gelu", CHOICE_GELU},             {"gelu_tanh", CHOICE_GELU_TANH},
   };
   loader *l = r->l;
-  const json_value *name = member(r, "function"), *alpha = member(r, "alpha");
+  const json_value *name = binwrn_field(r, "function"), *alpha = binwrn_field(r, "alpha");
   size_t i;
   for (i = 0; i < sizeof functions / sizeof *functions; i++)
     if (binwrn_json_is_string(name, functions[i].name)) break;
@@ -285,6 +273,9 @@ static const struct {
     {"pad", OP_PAD, FEATURE_PAD, 1, 1, {"pads", "value"}, check_pad},
     {"product", OP_PRODUCT, FEATURE_PRODUCT, 2, 2, {NULL}, check_product},
     {"resize", OP_RESIZE, FEATURE_RESIZE, 1, 1, {"factor", "method"}, check_resize},
+    {"requantize", OP_REQUANTIZE, FEATURE_INT8, 1, 1, {"tensor", "shift", "low", "high", "type", "zero", "scale"},
+     binwrn_check_requantize},
+    {"table", OP_TABLE, FEATURE_INT8, 1, 1, {"tensor", "type", "zero", "scale"}, binwrn_check_table},
 };
 
 /* Fields that version 2 adds to operations of version 1. */
@@ -330,6 +321,16 @@ static binwrn_error check_fields(loader *l, int index, const json_value *op, siz
                 binwrn_json_is_string(field, "out");
     for (f = 0; !known && OPERATIONS[k].fields[f]; f++)
       known = binwrn_json_is_string(field, OPERATIONS[k].fields[f]);
+    if (!known && (l->required & FEATURE_INT8) && binwrn_is_integer_field(OPERATIONS[k].name, field)) {
+      known = 1;
+      l->used |= FEATURE_INT8;
+    }
+    if (known && binwrn_json_is_string(field, "weights") &&
+        binwrn_json_is_string(binwrn_json_next(d, field), "int8")) {
+      DEMAND(l->version > 1, "operation %d (%s): unknown field 'weights'", index, OPERATIONS[k].name);
+      l->used |= FEATURE_INT8;
+      continue;
+    }
     for (f = 0; known && f < sizeof NEWER / sizeof *NEWER; f++)
       if (binwrn_json_is_string(field, NEWER[f].field)) {
         known = l->version > 1;
@@ -370,7 +371,8 @@ binwrn_error binwrn_read_operation(loader *l, int index, int count, const json_v
   DEMAND(op->type == JSON_OBJECT, "operation %d is not an object", index);
   for (k = 0; k < sizeof OPERATIONS / sizeof *OPERATIONS; k++)
     if (binwrn_json_is_string(kind, OPERATIONS[k].name)) break;
-  DEMAND(k < sizeof OPERATIONS / sizeof *OPERATIONS && (l->version > 1 || !OPERATIONS[k].feature),
+  DEMAND(k < sizeof OPERATIONS / sizeof *OPERATIONS && (l->version > 1 || !OPERATIONS[k].feature) &&
+             (OPERATIONS[k].feature != FEATURE_INT8 || (l->required & FEATURE_INT8)),
          "operation %d: unknown op", index);
   l->used |= OPERATIONS[k].feature;
   n->kind = OPERATIONS[k].kind;
@@ -384,6 +386,7 @@ binwrn_error binwrn_read_operation(loader *l, int index, int count, const json_v
   DEMAND(n->kind != OP_MEAN || index + 1 == count, "operation %d is global_average, but not the last one", index);
   r.in = r.out = l->values[n->in[0]].shape;
   TRY(OPERATIONS[k].check(&r));
+  if (l->required & FEATURE_INT8) TRY(binwrn_check_integers(&r, OPERATIONS[k].name, &v->integers));
   DEMAND(l->version == 1 || (r.out.height <= MAX_SIDE && r.out.width <= MAX_SIDE),
          "operation %d: more than %d pixels a side", index, MAX_SIDE);
   v->name = binwrn_json_member(&l->metadata, op, "out");

@@ -178,9 +178,10 @@ static binwrn_error prepare(loader *l, binwrn_model *model, const node *n, opera
   if (n->kind != OP_MEAN) op->result = model->arena + l->values[n->out].offset;
   op->items = op->out.height;
   if (n->kind == OP_MEAN || n->kind == OP_GLOBAL_POOL) op->items = (op->out.channels + SLICE - 1) / SLICE;
+  if (n->kind == OP_CONCAT) TRY(copy_parts(l, model, n, op));
+  if (model->integer) return binwrn_prepare_integers(l, n, op, model);
   TRY(copy_affine(l, model, &n->affine, &op->affine));
   TRY(copy_affine(l, model, &n->after, &op->after));
-  if (n->kind == OP_CONCAT) TRY(copy_parts(l, model, n, op));
   return n->kind == OP_CONV ? binwrn_arrange(l, n, op, model) : BINWRN_OK;
 }
 
@@ -189,7 +190,8 @@ binwrn_error binwrn_plan(loader *l, binwrn_model *model) {
   size_t sums = 0;
   int64_t arena;
   int i;
-  fuse(l);
+  model->integer = (l->required & FEATURE_INT8) != 0;
+  if (!model->integer) fuse(l);
   model->guarded = !l->bounded;
   arena = place(l);
   if (arena < 0) return binwrn_no_memory(l);
@@ -206,7 +208,7 @@ binwrn_error binwrn_plan(loader *l, binwrn_model *model) {
     if (!l->nodes[i].fused) {
       operation *op = &model->operations[model->operation_count++];
       TRY(prepare(l, model, &l->nodes[i], op));
-      if (op->kind == OP_CONV) binwrn_conv_scratch(model, op, &model->table_floats, &sums);
+      if (op->kind == OP_CONV && !model->integer) binwrn_conv_scratch(model, op, &model->table_floats, &sums);
     }
   model->scratch_size = (model->table_floats + sums + 15) / 16 * 16 * sizeof(float);
   d->scratch_bytes = (uint64_t)model->scratch_size * (uint64_t)d->threads;

@@ -109,8 +109,11 @@ static int within(const loader *l, double most, double **magnitudes) {
 
 binwrn_error binwrn_check_ranges(loader *l) {
   const double most[2] = {INFINITY, MAX_VALUE};
-  double **magnitudes = calloc((size_t)l->value_count, sizeof *magnitudes);
+  double **magnitudes;
   int result = 0, round, i, k;
+  l->bounded = 1;
+  if (l->required & FEATURE_INT8) return BINWRN_OK;
+  magnitudes = calloc((size_t)l->value_count, sizeof *magnitudes);
   if (!magnitudes) return binwrn_no_memory(l);
   for (i = 0; i < l->value_count; i++) l->values[i].last = -1;
   for (i = 0; i < l->node_count; i++)

@@ -34,7 +34,9 @@ void binwrn_work(void *context, const job *job, int thread) {
     } else if (binwrn_pool_take(model->pool, step, item)) {
       float *logits = job->logits + image * (size_t)d->classes;
       int small = 1;
-      if (op->kind == OP_CONV)
+      if (model->integer)
+        binwrn_integer_item(op, item, job->images + image * image_bytes, logits);
+      else if (op->kind == OP_CONV)
         small = binwrn_convolve(model, op, item, scratch);
       else
         binwrn_simple_item(model, op, item, job->images + image * image_bytes, logits);

@@ -159,6 +159,8 @@ void binwrn_simple_item(const binwrn_model *model, const operation *op, int item
     case OP_PAD: pad_row(op, item, result); break;
     case OP_PRODUCT: multiply_row(op, item, x, result); break;
     case OP_RESIZE: resize_row(op, item, result); break;
-    case OP_CONV: break; /* convolve.c */
+    case OP_CONV:
+    case OP_REQUANTIZE:
+    case OP_TABLE: break; /* convolve.c, integer_run.c */
   }
 }
