@@ -23,7 +23,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 # `[N] + [M, N]` must be written out: most silent shape mistakes are of this kind.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-NUMERIC = (
+# Before the first import of the package. All rooms with arrays have their shapes checked, and the modules of
+# the method all types (of two hooks for a module the later one counts). Not `state`: a pytree may be rebuilt
+# with any leaves.
+ROOMS = ("data", "deploy", "graph", "hub", "parallel", "store", "training.curves", "training.recipes")
+METHOD = (
     "evaluation",
     "nn",
     "training.augment",
@@ -32,9 +36,8 @@ NUMERIC = (
     "training.schedules",
     "training.step",
 )
-
-# Must precede the first import of the package. Not `state`: a pytree may be rebuilt with any leaves.
-jaxtyping.install_import_hook([f"binwrn_jax.{name}" for name in NUMERIC], "strict_types.check")
+jaxtyping.install_import_hook([f"binwrn_jax.{name}" for name in ROOMS], "strict_types.check_arrays")
+jaxtyping.install_import_hook([f"binwrn_jax.{name}" for name in METHOD], "strict_types.check")
 
 # The files that take longest, longest first: processes that run side by side then end together.
 LONGEST = (

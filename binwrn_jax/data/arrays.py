@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 
 from binwrn_jax.errors import UserError
 
 
-def check_images(images: Any, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
+def check_images(images: Any, image_shape: tuple[int, ...] | None = None) -> UInt8[np.ndarray, "N H W C"]:
     """Returns the images as they are if they are uint8 ``[N, H, W, C]``.
 
     Args:
@@ -33,7 +34,7 @@ def check_images(images: Any, image_shape: tuple[int, ...] | None = None) -> np.
     return images
 
 
-def check_labels(labels: Any, num_classes: int, count: int | None = None) -> np.ndarray:
+def check_labels(labels: Any, num_classes: int, count: int | None = None) -> Int32[np.ndarray, " N"]:
     """Returns the labels as int32 ``[N]`` if they are integers from 0 to ``num_classes - 1``.
 
     Args:
@@ -64,7 +65,9 @@ def check_labels(labels: Any, num_classes: int, count: int | None = None) -> np.
     return labels.astype(np.int32)
 
 
-def check_arrays(images: Any, labels: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def check_arrays(
+    images: Any, labels: Any, num_classes: int
+) -> tuple[UInt8[np.ndarray, "N H W C"], Int32[np.ndarray, " N"]]:
     """Returns a labelled set of images as uint8 ``[N, H, W, C]`` and int32 ``[N]``.
 
     Raises:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jaxtyping import Int, Shaped
 
 Inputs = dict[str, Any]  # see `fetch`
 
 
-def fetch(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+def fetch(inputs: Inputs) -> tuple[Shaped[jax.Array, "B ..."], Int[jax.Array, " B"]]:
     """Images uint8 ``[B, H, W, C]`` and labels int32 ``[B]`` of a batch.
 
     ``inputs`` has either these as ``images`` and ``labels``, or a whole data set of N under these

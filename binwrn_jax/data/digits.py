@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
+from jaxtyping import Int
 
 from binwrn_jax.errors import require
 
 
-def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
+def split_indices(labels: Int[np.ndarray, " N"]) -> dict[str, Int[np.ndarray, " _"]]:
     """Splits the examples once and for all: 1,437 to train on and 360 to test on.
 
     All examples are shuffled with a fixed seed, sorted by class (a stable sort, so each class stays

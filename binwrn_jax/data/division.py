@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Int
 
 from binwrn_jax.data.survey import Survey
 from binwrn_jax.errors import UserError, printable
@@ -75,6 +76,6 @@ def manifest_digest(division: Division, surveys: Mapping[str, Survey]) -> str:
     return digest.hexdigest()
 
 
-def _by_digest(one: Survey, indices: np.ndarray) -> np.ndarray:
+def _by_digest(one: Survey, indices: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     keys = [one.digests[indices, column] for column in reversed(range(one.digests.shape[1]))]
     return indices[np.lexsort(keys)] if len(indices) else indices

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from jaxtyping import UInt8
 
 from binwrn_jax.data import jpeg
 from binwrn_jax.errors import UserError
@@ -106,7 +107,9 @@ def read_images(
         raise UnreadableImage(f"cannot read {name} ({reason})") from error
 
 
-def from_file(file: BinaryIO, shape: tuple[int, int, int], resize: str = "bilinear") -> np.ndarray:
+def from_file(
+    file: BinaryIO, shape: tuple[int, int, int], resize: str = "bilinear"
+) -> UInt8[np.ndarray, "H W C"]:
     """An image file's first picture, by the rule at the top of this module: uint8 ``[H, W, C]``.
 
     Raises:
@@ -194,8 +197,8 @@ def _without_warnings() -> Iterator[None]:
 
 def cut(
     image: bytes | np.ndarray, shape: tuple[int, int, int], resize: str,
-    boxes: Sequence[jpeg.Box] | None = None, out: np.ndarray | None = None,
-) -> np.ndarray:  # fmt: skip
+    boxes: Sequence[jpeg.Box] | None = None, out: UInt8[np.ndarray, "N H W C"] | None = None,
+) -> UInt8[np.ndarray, "N H W C"]:  # fmt: skip
     """Crops of an image in the size that a network takes.
 
     Args:
@@ -222,7 +225,9 @@ def cut(
     return out
 
 
-def from_array(array: np.ndarray, shape: tuple[int, int, int], resize: str = "bilinear") -> np.ndarray:
+def from_array(
+    array: np.ndarray, shape: tuple[int, int, int], resize: str = "bilinear"
+) -> UInt8[np.ndarray, "H W C"]:
     """An array uint8 ``[H, W]`` or ``[H, W, C]`` as uint8 ``[H, W, C]`` of the model's size.
 
     Raises:
@@ -235,14 +240,16 @@ def from_array(array: np.ndarray, shape: tuple[int, int, int], resize: str = "bi
     return RESIZE[resize](array, shape)
 
 
-def center_crop(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def center_crop(
+    image: UInt8[np.ndarray, "H0 W0 C"], shape: tuple[int, int, int]
+) -> UInt8[np.ndarray, "H W C"]:
     """``[H0, W0, C]`` to ``[H, W, C]`` by the rule ``center_crop``; one of the right size stays as it is."""
     if image.shape == shape:
         return image
     return jpeg.resize(image, [jpeg.center_box(*image.shape[:2])], size=shape[0])[0]
 
 
-def resized(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def resized(image: UInt8[np.ndarray, "H0 W0 *C"], shape: tuple[int, int, int]) -> UInt8[np.ndarray, "H W C"]:
     """``[H0, W0]`` or ``[H0, W0, C]`` to ``[H, W, C]``, the rule ``bilinear`` of docs/packed-format.md.
 
     Both sides are scaled to fit, each by itself; Pillow's filter averages where the image shrinks. An

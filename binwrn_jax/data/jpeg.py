@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 SIZE = 224  # side of the images that the networks see
 SHORT_SIDE = 256  # at test time, an image is scaled to this before the central SIZE is cut out
@@ -130,8 +131,8 @@ def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
 
 
 def decode(
-    encoded: bytes, boxes: Sequence[Box], out: np.ndarray | None = None, size: int = SIZE
-) -> np.ndarray:
+    encoded: bytes, boxes: Sequence[Box], out: UInt8[np.ndarray, "N H W 3"] | None = None, size: int = SIZE
+) -> UInt8[np.ndarray, "N H W 3"]:
     """Decodes an image once and cuts crops out of it.
 
     Args:
@@ -154,7 +155,7 @@ def decode(
     return resize(pixels, [scaled(box, (height, width), pixels.shape[:2]) for box in boxes], out, size)
 
 
-def _decode(encoded: bytes, height: int, width: int, factor: int) -> np.ndarray:
+def _decode(encoded: bytes, height: int, width: int, factor: int) -> UInt8[np.ndarray, "H W 3"]:
     """The whole image at 1 / factor of its size: uint8 ``[H, W, 3]``."""
     import simplejpeg
 
@@ -187,8 +188,11 @@ def scaled(box: Box, old: tuple[int, ...], new: tuple[int, ...]) -> Box:
 
 
 def resize(
-    pixels: np.ndarray, boxes: Sequence[Box], out: np.ndarray | None = None, size: int = SIZE
-) -> np.ndarray:
+    pixels: UInt8[np.ndarray, "H0 W0 C"],
+    boxes: Sequence[Box],
+    out: UInt8[np.ndarray, "N H W C"] | None = None,
+    size: int = SIZE,
+) -> UInt8[np.ndarray, "N H W C"]:
     """Crops of an image in memory, uint8 ``[H, W, C]``, as uint8 ``[N, size, size, C]``; C is 1 or 3."""
     import cv2
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Int32, UInt8
 
 from binwrn_jax.data.arrays import check_arrays
 from binwrn_jax.data.batch import Inputs
@@ -16,7 +17,7 @@ from binwrn_jax.errors import UserError
 from binwrn_jax.parallel import sharding
 
 
-def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, size: int) -> Int32[np.ndarray, " size"]:
     """The order of one epoch: a permutation of ``range(size)``, int32, that depends on nothing else."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size).astype(np.int32)
 
@@ -35,7 +36,7 @@ class StoredImages(struct.PyTreeNode):
     rows: jax.Array
     shape: tuple[int, int, int] = struct.field(pytree_node=False)
 
-    def __getitem__(self, indices: jax.Array) -> jax.Array:
+    def __getitem__(self, indices: Int32[jax.Array, "*B"]) -> UInt8[jax.Array, "*B H W C"]:
         return self.rows[indices].reshape(*indices.shape, *self.shape)
 
 
@@ -98,5 +99,5 @@ class DeviceData:
     def close(self) -> None:
         """Nothing to stop; streamed data have workers."""
 
-    def _at(self, indices: np.ndarray, split: sharding.BatchSplit) -> Inputs:
+    def _at(self, indices: Int32[np.ndarray, " B"], split: sharding.BatchSplit) -> Inputs:
         return {**self._whole, "indices": sharding.put(indices, self._everywhere), "split": split}

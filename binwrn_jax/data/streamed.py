@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int32, UInt8
 
 from binwrn_jax.data import jpeg
 from binwrn_jax.data.batch import Inputs
@@ -232,7 +233,9 @@ class StreamedImages:
     def __len__(self) -> int:
         return self._size
 
-    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(
+        self, batch_size: int
+    ) -> Iterator[tuple[UInt8[np.ndarray, "N ..."], Int32[np.ndarray, " N"]]]:
         """See `binwrn_jax.evaluation.Images`; with 25 crops a batch has a 25th of the images."""
         size = -(-batch_size // self._crops)
         source = TestBatches(self._records, self._info, size, range(size), self._crops)

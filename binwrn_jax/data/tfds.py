@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from binwrn_jax.data import jpeg
 from binwrn_jax.data.builder import check_features, class_names, data_root, open_builder
@@ -204,7 +205,7 @@ def check_label(label: int, facts: DatasetInfo) -> None:
         raise MismatchError(f"label {label}, but {facts.name} has {facts.num_classes} classes")
 
 
-def decode_record(record: bytes, facts: DatasetInfo) -> tuple[np.ndarray, int]:
+def decode_record(record: bytes, facts: DatasetInfo) -> tuple[UInt8[np.ndarray, "H W C"], int]:
     """The image, uint8 ``[H, W, C]``, and the label of a serialized tf.train.Example.
 
     TFDS's own features are not used: they are slower, check neither shape nor label, and need OpenCV or warn

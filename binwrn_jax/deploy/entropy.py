@@ -9,6 +9,7 @@ weight for the networks that the paper's author released. Decoding gives back ex
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int, Int64, UInt8, UInt16, UInt64
 
 from binwrn_jax.deploy.numpy_reader import (
     KERNEL_WEIGHTS,
@@ -24,8 +25,11 @@ from binwrn_jax.deploy.numpy_reader import (
 
 STREAM_PATTERNS = 8192  # that the encoder puts into a stream
 
+Bits = UInt8[np.ndarray, "Cout bytes"]  # rows of a packed kernel
+Words = UInt16[np.ndarray, " words"]  # a coded kernel
 
-def patterns_of(bits: np.ndarray, channels: int) -> np.ndarray:
+
+def patterns_of(bits: Bits, channels: int) -> UInt16[np.ndarray, "Cout {channels}"]:
     """The 3x3 patterns of packed bits.
 
     Args:
@@ -47,7 +51,7 @@ def patterns_of(bits: np.ndarray, channels: int) -> np.ndarray:
     return result
 
 
-def frequencies(counts: np.ndarray) -> np.ndarray:
+def frequencies(counts: Int[np.ndarray, " 512"]) -> Int64[np.ndarray, " 512"]:
     """Frequencies for coding: integers that sum to 2^13 and are near in proportion to the counts.
 
     Args:
@@ -67,7 +71,7 @@ def frequencies(counts: np.ndarray) -> np.ndarray:
     return result
 
 
-def _table_words(freq: np.ndarray) -> np.ndarray:
+def _table_words(freq: UInt64[np.ndarray, " 512"]) -> Words:
     """A table as the file has it: 128 words of lengths, then the bits below each leading 1."""
     lengths = np.array([int(f).bit_length() for f in freq], np.uint16)
     nibbles = lengths.reshape(-1, 4) << np.array([0, 4, 8, 12], np.uint16)
@@ -78,7 +82,7 @@ def _table_words(freq: np.ndarray) -> np.ndarray:
     ).astype(np.uint16)
 
 
-def encode(bits: np.ndarray, channels: int) -> np.ndarray:
+def encode(bits: Bits, channels: int) -> Words:
     """Codes the bits of one kernel of 3x3 filters.
 
     Args:
@@ -121,12 +125,12 @@ def encode(bits: np.ndarray, channels: int) -> np.ndarray:
     return np.concatenate([head, _table_words(freq), sizes, words[emitted]])
 
 
-def worthwhile(words: np.ndarray, bits: np.ndarray) -> bool:
+def worthwhile(words: Words, bits: Bits) -> bool:
     """Whether a kernel is to be stored coded: the coded form is smaller, yet not too small for a reader."""
     return bits.nbytes > words.nbytes >= -(-bits.nbytes // MAX_RATIO)
 
 
-def decode(words: np.ndarray, outputs: int, channels: int) -> np.ndarray:
+def decode(words: Words, outputs: int, channels: int) -> Bits:
     """Decodes one kernel, see `binwrn_jax.deploy.numpy_reader.decode_kernels`.
 
     >>> bits = np.array([[0b10110100, 0b1], [0b10110100, 0b0]], np.uint8)

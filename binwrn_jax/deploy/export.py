@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.formats import Format, get_format
@@ -32,7 +33,9 @@ TOLERANCE = 1e-4
 LOW_PRECISION_TOLERANCE = 0.05  # of logits in bfloat16, which has 8 bits
 
 
-def compare(reference: np.ndarray, logits: np.ndarray) -> tuple[float, int]:
+def compare(
+    reference: Float[np.ndarray, "N classes"], logits: Float[np.ndarray, "N classes"]
+) -> tuple[float, int]:
     """How far the logits of a reader are from those of the trained network.
 
     Args:
@@ -62,7 +65,11 @@ def exact_arithmetic() -> contextlib.AbstractContextManager[Any]:
 
 
 def write_verified(
-    known: Format, packed: PackedModel, path: Path, images: np.ndarray, reference: np.ndarray
+    known: Format,
+    packed: PackedModel,
+    path: Path,
+    images: UInt8[np.ndarray, "N H W C"],
+    reference: Float[np.ndarray, "N classes"],
 ) -> list[str]:
     """Writes a file under another name, reads it back, compares, and only then gives it its name.
 
@@ -116,7 +123,9 @@ def write_verified(
     return lines
 
 
-def reference_of(model: Model, images: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+def reference_of(
+    model: Model, images: UInt8[np.ndarray, "N H W C"]
+) -> tuple[Float[np.ndarray, "N classes"], tuple[str, ...]]:
     """Logits ``[N, classes]`` of uint8 images ``[N, H, W, C]``, computed in float32 as in all files.
 
     Returns:

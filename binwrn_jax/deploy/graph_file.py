@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Real, UInt8
 
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.errors import UserError
@@ -42,7 +43,7 @@ class Content(NamedTuple):
     kernels: dict[str, np.ndarray]
 
 
-def pack_signs(kernel: np.ndarray) -> np.ndarray:
+def pack_signs(kernel: Real[np.ndarray, "Fh Fw Cin Cout"]) -> UInt8[np.ndarray, "Cout bytes"]:
     """The bits of a kernel: 1 where ``w >= 0`` (also -0.0), 0 where ``w < 0``.
 
     Args:

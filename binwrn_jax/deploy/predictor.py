@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32, Shaped
 
 from binwrn_jax.data.arrays import check_images
 from binwrn_jax.evaluation import BATCH_SIZE
@@ -35,7 +36,7 @@ class JaxPredictor:
         self._batch_size = batch_size
         self._apply: Callable[[Any, np.ndarray], jax.Array] = jax.jit(function)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> Float32[np.ndarray, "N classes"]:
         """See `Predictor`.
 
         Raises:
@@ -50,11 +51,11 @@ class JaxPredictor:
 
 def in_batches(
     network: Callable[[np.ndarray], jax.Array],
-    images: np.ndarray,
+    images: Shaped[np.ndarray, "N H W C"],
     num_classes: int,
     batch_size: int,
     dtype: type = np.float32,
-) -> np.ndarray:
+) -> Float[np.ndarray, "N {num_classes}"]:
     """Runs a jitted network on any number of images, see `JaxPredictor`; `dtype` ``[N, num_classes]``."""
     logits: np.ndarray = np.empty((len(images), num_classes), dtype)
     for start in range(0, len(images), batch_size):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float64, Shaped
 
 Atom = str | int
 Axis = tuple[Atom, ...]
@@ -75,7 +76,7 @@ def broadcast(axes: Axes, sizes: Sizes, shape: Sequence[int], dimensions: Sequen
     return tuple(result)
 
 
-def channels(constant: np.ndarray, axes: Axes, sizes: Sizes) -> np.ndarray:
+def channels(constant: np.ndarray, axes: Axes, sizes: Sizes) -> Float64[np.ndarray, " C"]:
     """A constant combined with an array with ``axes``, by channel: float64 ``[C]``.
 
     Raises:
@@ -91,7 +92,7 @@ def channels(constant: np.ndarray, axes: Axes, sizes: Sizes) -> np.ndarray:
     return np.broadcast_to(full[0, 0, 0], (sizes["C"],)).astype(np.float64)
 
 
-def images(constant: np.ndarray, axes: Axes, sizes: Sizes) -> np.ndarray:
+def images(constant: np.ndarray, axes: Axes, sizes: Sizes) -> Shaped[np.ndarray, "N H W C"]:
     """A constant combined with an array with ``axes``: ``[N, H, W, C]``, of length 1 where it does not vary.
 
     Raises:

@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Real
 
 Shape = tuple[int, int, int]
 
@@ -88,7 +89,7 @@ class Graph:
         )
 
 
-def kernel_of(operation: Operation) -> np.ndarray:
+def kernel_of(operation: Operation) -> Real[np.ndarray, "Fh Fw Cin Cout"]:
     """The signs of a convolution, or else its float kernel: ``[F_h, F_w, C_in / groups, C_out]``."""
     tensors = operation.tensors
     return tensors["signs"] if "signs" in tensors else tensors["kernel"]

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int8, Real
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.graph.operations import Graph, Operation, Shape, uses, with_names, without_unused
@@ -32,7 +33,9 @@ def simplify(graph: Graph) -> Graph:
     return with_names(without_unused(_Rewriter(graph).run()))
 
 
-def one_bit(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def one_bit(
+    kernel: Real[np.ndarray, "*shape C"],
+) -> tuple[Int8[np.ndarray, "*shape C"], Float64[np.ndarray, " C"]] | None:
     """Signs and magnitudes of a kernel with one magnitude for each output channel; None for any other.
 
     Args:

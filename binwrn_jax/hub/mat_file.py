@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.hub.mat5 import load_mat
@@ -201,7 +202,7 @@ def _cells(value: np.ndarray, key: str) -> list[np.ndarray]:
     return list(value.ravel())
 
 
-def _bits(value: np.ndarray, key: str) -> np.ndarray:
+def _bits(value: np.ndarray, key: str) -> Bool[np.ndarray, "F F Cin Cout"]:
     if value.ndim != 4 or value.dtype.kind not in "buif":
         raise UserError(
             f"{key} is {value.dtype} of shape {value.shape}, no kernel (F, F, C_in, C_out) of bits"
@@ -211,7 +212,7 @@ def _bits(value: np.ndarray, key: str) -> np.ndarray:
     return value.astype(bool)
 
 
-def _float32(value: np.ndarray, key: str) -> np.ndarray:
+def _float32(value: np.ndarray, key: str) -> Float32[np.ndarray, " ..."]:
     if value.dtype.kind not in "buif" or not np.isfinite(value).all():
         raise UserError(f"{key} has values that are no finite numbers")
     return value.astype(np.float32)

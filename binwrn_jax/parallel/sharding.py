@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Shaped
 
 from binwrn_jax.errors import UserError
 
@@ -79,7 +80,7 @@ class BatchSplit:
         share = self.padded // self.mesh.size
         return [min(share, max(self.size - share * index, 0)) for index in range(self.mesh.size)]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Shaped[jax.Array, "padded ..."]) -> Shaped[jax.Array, "{self.size} ..."]:
         """``[size, ...]``, divided, from that or from ``[padded, ...]``, inside a jitted function."""
         x = x if x.shape[0] == self.size else x[: self.size]
         return jax.lax.with_sharding_constraint(x, split(self.mesh)) if self.mesh.size > 1 else x

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int, Int32
 
 from binwrn_jax.errors import require
 from binwrn_jax.system.files import replace_file
@@ -18,7 +19,7 @@ RATE_POINTS = 2000  # of the curve of the learning rate, beside the restarts
 
 def rate_points(
     learning_rate: Callable[[np.ndarray], Any], total_steps: int, restarts: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int32[np.ndarray, " points"], Float64[np.ndarray, " points"]]:
     """Steps and learning rates that draw the schedule as it is: both sides of each restart are among them.
 
     Args:
@@ -139,7 +140,9 @@ def _scale_by_powers(axis: Any) -> None:
         axis.set_yscale("log")
 
 
-def draw_confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str], title: str) -> None:
+def draw_confusion(
+    path: Path, matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str], title: str
+) -> None:
     """Writes a PNG of a confusion matrix, each row as shares of its class.
 
     Args:
