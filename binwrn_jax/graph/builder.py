@@ -106,13 +106,17 @@ class Builder:
         """The value with repeated rows and columns written out, so that each axis has one letter or none."""
         factors = {"H": 1, "W": 1}
         axes: list[Axis] = []
+        left = iter([letter for letter in "HWC" if not any(letter in axis for axis in x.axes)])
         for axis in x.axes:
             repeats = [atom for atom in axis if isinstance(atom, int)]
             letters = [atom for atom in axis if isinstance(atom, str)]
-            if not repeats or not letters:
+            tiled = bool(letters) and axis[0] != letters[0]
+            if not letters and len(x.axes) == 4:  # an axis of length 1
+                letters = [letter for letter in (next(left, None),) if letter]
+            if not repeats or not letters or letters == ["C"]:
                 axes.append(axis)
                 continue
-            if len(letters) != 1 or axis[0] not in ("H", "W"):
+            if tiled or letters[0] not in ("H", "W") or len(letters) > 1:
                 raise Inexpressible("repeats of something else than rows and columns")
             factors[letters[0]] *= int(np.prod(repeats))
             axes.append((letters[0],))
@@ -138,6 +142,17 @@ class Builder:
                 raise Inexpressible("an operation on flattened or repeated axes")
             found.append(str(axis[0]) if axis else None)
         return found
+
+    def named(self, x: Value) -> list[str | None]:
+        """As `letters`; those of axes of length 1 are the letters that are left, in the order H, W, C."""
+        found = self.letters(x)
+        rest = iter([letter for letter in "HWC" if letter not in found])
+        return [next(rest, None) if letter is None else letter for letter in found]
+
+    def relettered(self, name: str, letters: Sequence[str | None]) -> Value:
+        """A value as an array whose axes have these letters, None where there is none to have."""
+        sizes = self.sizes(Value(name, ()))
+        return Value(name, tuple((letter,) if letter and sizes[letter] > 1 else () for letter in letters))
 
     def aligned(self, values: Sequence[Value], one_pixel: bool = False) -> tuple[list[Value], Axes]:
         """The operands of one operation, broadcast to one shape and layout.

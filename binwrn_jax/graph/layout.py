@@ -35,9 +35,8 @@ def _pad(build: Builder, x: Value, constant: Operand) -> Operand:
     value = float(constant.array)
     height, width, depth = build.shapes[x.name]
     before: dict[str, tuple[int, int]] = {}
-    for letter, (low, high, interior) in zip(
-        build.letters(x), build.equation.params["padding_config"], strict=True
-    ):
+    letters = build.named(x)
+    for letter, (low, high, interior) in zip(letters, build.equation.params["padding_config"], strict=True):
         low, high = int(low), int(high)
         if (low, high, interior) == (0, 0, 0):
             continue
@@ -48,14 +47,13 @@ def _pad(build: Builder, x: Value, constant: Operand) -> Operand:
         low, high = before.pop("C")
         if low or value:
             raise Inexpressible("channels padded with something else than zeros behind them")
-        x = Value(
-            build.emit("pad_channels", [x], (height, width, depth + high), channels=depth + high), x.axes
-        )
+        name = build.emit("pad_channels", [x], (height, width, depth + high), channels=depth + high)
+        x = build.relettered(name, letters)
     if not before:
         return x
     rows, columns = before.get("H", (0, 0)), before.get("W", (0, 0))
     shape = (height + sum(rows), width + sum(columns), build.shapes[x.name][2])
-    return Value(build.emit("pad", [x], shape, pads=(rows, columns), value=value), x.axes)
+    return build.relettered(build.emit("pad", [x], shape, pads=(rows, columns), value=value), letters)
 
 
 def _concatenate(build: Builder, *operands: Operand) -> Operand:
@@ -114,7 +112,8 @@ def _gather(build: Builder, x: Value, indices: Operand) -> Operand:
     if isinstance(indices, Value) or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
         raise Inexpressible("indexing that is not along rows or columns alone")
     (axis,) = numbers.start_index_map
-    letter, length = build.letters(x)[axis], build.sizes(x)
+    letters, length = build.named(x), build.sizes(x)
+    letter = letters[axis]
     chosen = np.asarray(indices.array).reshape(-1)
     whole = tuple(size for i, size in enumerate(build.equation.params["slice_sizes"]) if i != axis)
     kept = tuple(size for i, size in enumerate(build.equation.avals[0].shape) if i != axis)
@@ -125,7 +124,8 @@ def _gather(build: Builder, x: Value, indices: Operand) -> Operand:
         raise Inexpressible("indexing that moves axes")
     factor = len(chosen) // length[letter]
     if factor and np.array_equal(chosen, np.repeat(np.arange(length[letter]), factor)):
-        return Value(build.resized(x, (factor, 1) if letter == "H" else (1, factor)), x.axes)
+        name = build.resized(x, (factor, 1) if letter == "H" else (1, factor))
+        return build.relettered(name, letters)
     stride = int(chosen[1] - chosen[0]) if len(chosen) > 1 else length[letter]
     if stride > 0 and np.array_equal(chosen, np.arange(0, length[letter], stride)):
         return _every(build, x, (stride, 1) if letter == "H" else (1, stride))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from binwrn_jax.graph.axes import Axis, Inexpressible, axes_of, shape_of
+from binwrn_jax.graph.axes import Axis, Inexpressible, shape_of
 from binwrn_jax.graph.builder import POINTWISE, Builder, Known, Operand, Rule, Value
 
 PER_IMAGE = "a sum over the channels, as in norms by the statistics of each image: use batch norm"
@@ -84,11 +84,13 @@ def _matrix_product(build: Builder, x: Operand, y: Operand) -> Operand:
         raise Inexpressible(OF_BATCH)
     matrix = y.array.transpose(*right, *columns).reshape(*(sizes[str(atom)] for atom in contracted), -1)
     inside = [str(atom) for atom in contracted]
-    if inside in (["H"], ["W"]) and columns:
-        factor = _bilinear_factor(matrix)
+    one_row = not inside and len(x.axes) > 2 and len(left) == 1
+    along = [str(build.named(x)[left[0]])] if one_row else inside
+    if along in (["H"], ["W"]) and columns:
+        factor = _bilinear_factor(matrix.reshape(-1, matrix.shape[-1]))
         if factor is not None:
-            name = build.resized(x, (factor, 1) if inside == ["H"] else (1, factor), "bilinear")
-            enlarged: Axis = (inside[0],)
+            name = build.resized(x, (factor, 1) if along == ["H"] else (1, factor), "bilinear")
+            enlarged: Axis = (along[0],)
             return Value(name, (enlarged, *free) if swapped else (*free, enlarged))
     if sizes["C"] > 1 and "C" not in inside:
         raise Inexpressible("a matrix product along pixels but not along channels")
@@ -157,14 +159,14 @@ def _pool(build: Builder, x: Value, kind: str) -> Operand:
     params = build.equation.params
     if any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
         raise Inexpressible("a pool with dilation")
-    letters = build.letters(x)
+    letters = build.named(x)
     window, stride, pads = {"H": 1, "W": 1}, {"H": 1, "W": 1}, {"H": (0, 0), "W": (0, 0)}
     for axis, letter in enumerate(letters):
         size, step, pad = (params[k][axis] for k in ("window_dimensions", "window_strides", "padding"))
         if size == step == 1 and tuple(pad) == (0, 0):
             continue
         if letter not in window:
-            raise Inexpressible("a pool over something else than rows and columns of more than one pixel")
+            raise Inexpressible("a pool over something else than rows and columns")
         if max(pad) >= size or min(pad) < 0:
             raise Inexpressible("a pool with windows that lie in the padding, or with less than no padding")
         window[letter], stride[letter], pads[letter] = int(size), int(step), (int(pad[0]), int(pad[1]))
@@ -173,9 +175,9 @@ def _pool(build: Builder, x: Value, kind: str) -> Operand:
     fields: dict[str, dict[str, Any]] = {"window": window, "stride": stride, "pads": pads}
     attributes: dict[str, Any] = {key: (value["H"], value["W"]) for key, value in fields.items()}
     name = build.emit(kind, [x], (sizes["H"], sizes["W"], sizes["C"]), **attributes)
-    axes = tuple(axes_of(letter, sizes)[0] if letter else () for letter in letters)
-    assert shape_of(axes, build.sizes(Value(name, axes))) == out
-    return Value(name, axes)
+    result = build.relettered(name, letters)
+    assert shape_of(result.axes, build.sizes(result)) == out
+    return result
 
 
 RULES: dict[str, Rule] = {

@@ -121,6 +121,26 @@ def test_functions_written_out_are_recognised(function, kinds):
     assert kinds_around(function) == kinds
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.pad(x, ((0, 0), (1, 2), (3, 0), (0, 0))),
+        lambda x: nn.max_pool(x, (2, 3), (1, 1), "SAME"),
+        lambda x: nn.avg_pool(x, (3, 3), (2, 1), "SAME"),
+        lambda x: jax.image.resize(x, (len(x), x.shape[1], 4, 8), "bilinear"),
+        lambda x: jax.image.resize(x, (len(x), 2 * x.shape[1], 4, 8), "nearest"),
+        lambda x: jnp.repeat(x, 3, 2),
+    ],
+)
+@pytest.mark.parametrize("size", [(16, 1), (1, 1)])
+def test_maps_of_one_row_or_column_keep_their_axes(function, size):
+    def moved(x):
+        small = x[:, :: 16 // size[0], ::16]
+        return nn.Conv(5, (2, 3))(function(small) * 2)
+
+    kinds_around(moved)
+
+
 def test_an_image_of_one_channel_and_an_odd_size():
     network = nn.Sequential(
         [floats, nn.Conv(4, (3, 3), (2, 2)), nn.relu, lambda x: nn.Dense(3)(x.mean((1, 2)))]
