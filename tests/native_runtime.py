@@ -26,7 +26,7 @@ def kernels():
     if {"avx2", "fma"} <= set(flags):
         found.append("avx2")
     if "avx512f" in flags:
-        found.append("avx512")
+        found += ["avx512", "avx512_adds"]
     if platform.machine() == "aarch64":
         found.append("neon")
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from integer_networks import random_integer_model
 from native_runtime import PEDANTIC, images_of, needs, reference, run
 from packed_networks import any_network, wide_resnet
 from version2_networks import FEATURES, random_model
@@ -16,6 +17,7 @@ from binwrn_jax.deploy import native
 from binwrn_jax.deploy.c_source.generate import generate
 from binwrn_jax.deploy.c_source.program import open_c, write_c
 from binwrn_jax.deploy.packed import PackedModel
+from binwrn_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -39,6 +41,12 @@ def test_generated_c_of_any_network_of_version_2(seed, tmp_path):
     wanted = reference(packed, images)
     logits = open_c(tmp_path / "m.c")(images)
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * max(np.abs(wanted).max(), 1e-3))
+
+
+def test_networks_of_integers_are_refused(tmp_path):
+    with pytest.raises(UserError, match="a network of integers: export it with --activations float32"):
+        write_c(random_integer_model(0), tmp_path / "m.c")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_generated_program_can_be_linked_to_cpp(packed, tmp_path):

@@ -75,11 +75,14 @@ def write_c(packed: PackedModel, path: str | Path) -> None:
     """Writes ``path`` and, beside it, the header.
 
     Raises:
-      UserError: the name does not end in ``.c`` or has odd characters, or nothing can be written.
+      UserError: the name does not end in ``.c`` or has odd characters, the network has integer arithmetic, or
+        nothing can be written.
     """
     path = Path(path)
     if path.suffix != ".c" or not re.fullmatch(r"[\w.+-]+", path.stem, re.ASCII):
         raise UserError(f"cannot write {path}: the name of a C file ends in .c and has no spaces")
+    if "int8" in packed.metadata.get("requires", ()):
+        raise UserError("cannot write C of a network of integers: export it with --activations float32")
     program = generate(packed, path.stem)
     try:
         replace_file(path.with_suffix(".h"), program.header)

@@ -39,7 +39,7 @@ FUNCTIONS = (
     *("binwrn_load_file", "binwrn_load_memory", "binwrn_describe"),
     *("binwrn_run", "binwrn_free", "binwrn_error_name", "binwrn_version"),
 )
-KERNELS = ("avx512", "avx2", "neon", "plain")
+KERNELS = ("avx512", "avx512_adds", "avx2", "neon", "plain")
 _MESSAGE_BYTES = 160
 _ERROR_ARGUMENT, _ERROR_RANGE = 5, 7
 

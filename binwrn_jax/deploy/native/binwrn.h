@@ -55,7 +55,7 @@ typedef struct binwrn_model binwrn_model;
 /* All zero means: the defaults. */
 typedef struct {
   int threads;         /* 1 to BINWRN_MAX_THREADS, the caller's included; 0: one */
-  const char *kernel;  /* "avx512", "avx2", "neon" or "plain"; NULL: the fastest that this processor has */
+  const char *kernel;  /* "avx512", "avx512_adds", "avx2", "neon" or "plain"; NULL: the fastest that the processor has */
   uint64_t max_memory; /* bytes that the loaded model may take; 0: 2 GiB. While it is loaded, the file's
                         * bytes, its coded bits decoded (at most 16 times as many bytes), and up to 128 MiB for its
                         * header (of 16 MiB at most) come on top. */

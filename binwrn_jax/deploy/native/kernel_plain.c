@@ -98,18 +98,22 @@ static const kernel binwrn_wasm = {
     apply_plain};
 #endif
 #if defined(__x86_64__) || defined(__i386__)
-extern const kernel binwrn_avx2, binwrn_avx512;
+extern const kernel binwrn_avx2, binwrn_avx512, binwrn_avx512_adds;
 #endif
 #if defined(__aarch64__) && !defined(__AARCH64EB__)
 extern const kernel binwrn_neon;
 #endif
 
 const kernel *binwrn_choose_kernel(const char *name) {
-  const kernel *found[3];
+  const kernel *found[4];
   int count = 0, i;
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) found[count++] = &binwrn_avx512;
+  if (__builtin_cpu_supports("avx512f")) {
+    const int adds = __builtin_cpu_is("amd"); /* measured on Zen 4: 10 % faster; Intel has no units for additions alone */
+    found[count++] = adds ? &binwrn_avx512_adds : &binwrn_avx512;
+    found[count++] = adds ? &binwrn_avx512 : &binwrn_avx512_adds;
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &binwrn_avx2;
 #elif defined(__aarch64__) && !defined(__AARCH64EB__)
   found[count++] = &binwrn_neon; /* part of the architecture */

@@ -70,17 +70,23 @@ TARGET_16 static void tables16(const float *x, size_t step, int pixels, int n, c
   }
 }
 
-TARGET_16 static void accumulate16(float *sums, int pixels, int first, const void *weights, const float *tables,
-                                   const uint32_t *taps, int tap_count, int slots, size_t apart) {
-  const uint32_t *words = weights;
+/* With `adds`, some signs are applied by changing a bit, and those sums by additions: for processors that add elsewhere
+ * than they multiply. */
+TARGET_16 __attribute__((always_inline)) static inline void sum16(float *sums, int pixels, int first, const uint32_t *words,
+                                                                  const float *tables, const uint32_t *taps,
+                                                                  int tap_count, int slots, int adds) {
   const __m512i top = _mm512_set1_epi32((int)0x80000000u), one = _mm512_set1_epi32(0x3f800000);
   int t, g;
 #define LOAD(p) __m512 a##p = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + LANES16 * p);
 #define STEP(p) \
-  a##p = _mm512_fmadd_ps( \
-      _mm512_permutexvar_ps(word, _mm512_load_ps(table + p * SLOTS6 * TABLE16)), sign, a##p);
+  { \
+    const __m512 sum = _mm512_permutexvar_ps(word, _mm512_load_ps(table + p * SLOTS6 * TABLE16)); \
+    if (adds && p % 4 == 3) /* sum ^ (word & top) */ \
+      a##p = _mm512_add_ps(a##p, _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(sum), word, top, 0x78))); \
+    else \
+      a##p = _mm512_fmadd_ps(sum, sign, a##p); \
+  }
 #define STORE(p) _mm512_store_ps(sums + LANES16 * p, a##p);
-  (void)apart;
 /* A sign is (word & top) | one: the float +1 or -1. */
 #define SUM(EACH) \
   EACH(LOAD) \
@@ -105,6 +111,17 @@ TARGET_16 static void accumulate16(float *sums, int pixels, int first, const voi
 #undef STORE
 }
 
+TARGET_16 static void accumulate16(float *sums, int pixels, int first, const void *weights, const float *tables,
+                                   const uint32_t *taps, int tap_count, int slots, size_t apart) {
+  (void)apart;
+  sum16(sums, pixels, first, weights, tables, taps, tap_count, slots, 0);
+}
+
+TARGET_16 static void accumulate16_adds(float *sums, int pixels, int first, const void *weights, const float *tables,
+                                        const uint32_t *taps, int tap_count, int slots, size_t apart) {
+  (void)apart;
+  sum16(sums, pixels, first, weights, tables, taps, tap_count, slots, 1);
+}
 
 extern const kernel binwrn_avx512;
 const kernel binwrn_avx512 = {"avx512",
@@ -114,6 +131,15 @@ const kernel binwrn_avx512 = {"avx512",
                               depthwise16,
                               finish16,
                               apply16};
+
+extern const kernel binwrn_avx512_adds;
+const kernel binwrn_avx512_adds = {"avx512_adds",
+                                   {LANES16, BUNDLE5, SLOTS6, TABLE16, 1, tables16, accumulate16_adds, NULL},
+                                   {LANES16, 1, FLOAT_SLOTS, 1, FLOAT_SLOTS, stage16, accumulate_floats16, NULL},
+                                   code16,
+                                   depthwise16,
+                                   finish16,
+                                   apply16};
 
 /* --- AVX2: bundles of four, eight sums ----------------------------------------------------------------------
  *
