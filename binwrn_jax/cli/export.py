@@ -137,7 +137,10 @@ def _in_integers(
     arguments: argparse.Namespace, packed: PackedModel, images: np.ndarray, reference: np.ndarray
 ) -> tuple[PackedModel, np.ndarray, list[str]]:
     """The model with 8-bit activations, its logits by NumPy's reader, and lines on what the 8 bits change."""
-    calibration, source = _calibration_images(arguments, packed.description)
+    name, count = arguments.calibrate or packed.description.get("dataset"), arguments.calibration_images
+    if count < 1:
+        raise UserError(f"--calibration-images is {count}: it must be at least 1")
+    calibration, source = calibration_images(name, packed.description, count, arguments.data_dir)
     integer = quantize(packed, calibration, arguments.calibration_rule)
     logits = numpy_reader.Model(integer.metadata, integer.tensors)(images)
     largest = float(np.abs(reference).max()) or 1.0
@@ -154,15 +157,24 @@ def _in_integers(
     return integer, logits, notes
 
 
-def _calibration_images(arguments: argparse.Namespace, description: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """Training images of the data set to calibrate on, and what they are in words."""
-    name, count = arguments.calibrate or description.get("dataset"), arguments.calibration_images
-    if count < 1:
-        raise UserError(f"--calibration-images is {count}: it must be at least 1")
+def calibration_images(
+    name: str | None, description: dict[str, Any], count: int, data_dir: str | None
+) -> tuple[np.ndarray, str]:
+    """Training images of a data set to calibrate on, uint8 ``[N, H, W, C]``, and what they are in words.
+
+    Args:
+      name: of the data set; None where nobody says it.
+      description: of the model: ``image_shape``.
+      count: at most so many.
+      data_dir: of prepared data sets, None for the default.
+
+    Raises:
+      UserError: no data set, one that is not prepared, or one with images of another shape.
+    """
     if not name:
         raise UserError("the model does not say its data set: --calibrate DATASET names one for int8")
     options = ImageOptions.of_model(name, description, skip_broken=True) if is_own(name) else None
-    dataset = open_dataset(name, arguments.data_dir, options)
+    dataset = open_dataset(name, data_dir, options)
     if list(dataset.info.image_shape) != list(description["image_shape"]):
         raise UserError(
             f"images of {name} are {list(dataset.info.image_shape)}, "

@@ -21,6 +21,7 @@ VERBS = {
     "verify": ("verify", "prove that a packed file is what it says"),
     "card": ("card", "write a README for the Hugging Face hub from what a run has recorded"),
     "inspect": ("inspect", "list the layers of a model with their bits"),
+    "benchmark": ("benchmark", "time the runtimes that are installed here on a model"),
     "import": ("import_released", "turn a file released by the paper's author into a model"),
     "data": ("data", "prepare a data set, or say what is there and what has to be downloaded"),
     "preflight": (

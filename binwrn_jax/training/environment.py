@@ -27,6 +27,15 @@ PACKAGES = (
 )
 
 
+def processor_name() -> str:
+    """What the system calls the processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def describe_environment() -> dict[str, Any]:
     """Versions, hardware and command, so that the run can be repeated."""
     commit = None
@@ -39,12 +48,6 @@ def describe_environment() -> dict[str, Any]:
             check=True,
             timeout=10,
         ).stdout.strip()
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -54,7 +57,7 @@ def describe_environment() -> dict[str, Any]:
         "commit": commit,
         "python": platform.python_version(),
         "packages": versions,
-        "processor": processor,
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processes": distributed.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
