@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.model = resolve(arguments.model)
     if arguments.coding:
         if known.name != "packed":
-            raise UserError(f"--coding is for --format packed: {known.name} files are not coded")
+            raise UserError("--coding is for --format packed (a web page's file is coded anyway)")
         known = dataclasses.replace(known, write=partial(write_packed, coding=arguments.coding))
     _check_output(known, output, arguments.model)
     packed, images, source, (reference, notes) = _read_source(arguments)

@@ -100,7 +100,7 @@ def test_the_folder_is_small_and_the_same_twice(tmp_path, site):
     for name in names:
         assert (site / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     beside = sum((site / name).stat().st_size for name in names if str(name) != web.MODEL)
-    assert beside <= 120_000 - 24_000 + (site / web.EXAMPLES).stat().st_size
+    assert beside <= 120_000 - web._MAX_EXAMPLE_BYTES + (site / web.EXAMPLES).stat().st_size
     assert (site / web.MODEL).stat().st_size < 4_500  # coded
 
 

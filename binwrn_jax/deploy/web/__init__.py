@@ -42,7 +42,7 @@ _FLAGS = (
 _EXPORTS = ("allocate", "release", "message", "message_length", "load", "free_model", "run", "classes")
 
 # Pictures to try on the page: no more of them, and no more bytes.
-_MAX_EXAMPLES, _MAX_EXAMPLE_BYTES = 8, 24_000
+_MAX_EXAMPLES, _MAX_EXAMPLE_BYTES = 8, 20_000
 
 
 # --- the program --------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class WebPredictor:
         name = self._copy(kernel.encode() + b"\0") if kernel else 0
         self._model = self._call("load", self._copy(content), len(content), name)
         if not self._model:
-            raise UserError(f"{model}: {self._message()}")
+            raise UserError(f"the program for browsers refuses {model.name}: {self._message()}")
         self.description: dict[str, Any] = read_packed(model).description
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

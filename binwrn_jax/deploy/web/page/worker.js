@@ -23,7 +23,7 @@ const tasks = {
   },
   /** A drawing: grey, white on black. */
   drawing({ data, width, height }) {
-    return predict(center({ data, width, height, channels: 1 }, model.shape, model.description.dataset));
+    return predict(center({ data, width, height }, model.description.dataset));
   },
   /** One of the pictures in examples.png. */
   async example({ url, index }) {
