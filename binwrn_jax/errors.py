@@ -19,6 +19,7 @@ EXTRAS = {
     "datasets": "hf",
     "flatbuffers": "deploy",
     "gcsfs": "gcs",
+    "google_crc32c": "data",
     "grain": "data",
     "huggingface_hub": "hub",
     "libtpu": "tpu",

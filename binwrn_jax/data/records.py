@@ -25,7 +25,7 @@ import numpy as np
 
 from binwrn_jax.data.cache_file import read_cached, write_cached
 from binwrn_jax.data.failures import DamagedError, MismatchError, is_remote
-from binwrn_jax.errors import UserError
+from binwrn_jax.errors import UserError, require
 from binwrn_jax.system.cache import user_cache
 
 
@@ -152,11 +152,24 @@ class ArrayRecords:
             raise
 
 
+def masked_crc(data: bytes) -> bytes:
+    """The CRC-32C of bytes as TFRecord files have it: rotated by 15 bits, plus a constant; 4 bytes.
+
+    >>> masked_crc(b"123456789").hex()
+    'e5b08ac7'
+
+    Raises:
+      UserError: the package google-crc32c is not installed.
+    """
+    crc = require("google_crc32c", "reading TFRecord files").value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
 class TFRecords:
     """`SerializedRecords` of TFRecord files, which have no index: it is built from the records' lengths.
 
     A record is its length (uint64), a CRC of the length, the bytes, and a CRC of the bytes (4 bytes each).
-    The CRCs are not checked (Python has no CRC-32C): PNG notices most damage itself, JPEG some.
+    Both CRCs are checked, that of the length where the index is built.
 
     Args:
       shards: the files.
@@ -195,9 +208,12 @@ class TFRecords:
                     files[shard.filename] = stack.enter_context(epath.Path(shard.filename).open("rb"))
                 file = files[shard.filename]
                 file.seek(begin + 12)
-                record = file.read(end - begin - 16)
-                if len(record) < end - begin - 16:
+                content = file.read(end - begin - 12)
+                if len(content) < end - begin - 12:
                     raise EOFError(f"{shard.filename} ends within a record")
+                record = content[:-4]
+                if masked_crc(record) != content[-4:]:
+                    raise DamagedError(f"{shard.filename}: record {place} has another checksum than stated")
                 found.append(record)
         return found
 
@@ -241,6 +257,10 @@ def _scan(path: Any, size: int) -> np.ndarray:
             file.seek(offsets[-1])
             header = file.read(12)
             if len(header) == 12:
+                if masked_crc(header[:8]) != header[8:]:
+                    raise DamagedError(
+                        f"{path}: the length of record {len(offsets) - 1} has another checksum than stated"
+                    )
                 offsets.append(offsets[-1] + struct.unpack("<Q4x", header)[0] + 16)
             if len(header) < 12 or offsets[-1] > size:
                 raise EOFError(f"{path} ends within a record")

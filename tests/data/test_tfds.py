@@ -35,6 +35,7 @@ from binwrn_jax.data import loading, prepare
 from binwrn_jax.data.builder import CIFAR10_NAMES, open_builder
 from binwrn_jax.data.catalog import DATASETS, lookup
 from binwrn_jax.data.open import load, open_dataset
+from binwrn_jax.data.records import masked_crc
 from binwrn_jax.errors import UserError
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR")
@@ -409,13 +410,14 @@ def test_data_dir_before_environment_before_home(tiny_cifar10, tmp_path, monkeyp
 
 
 def to_tfrecord(folder):
-    """Turns a prepared folder into the older format (with CRCs of zero, which nobody here reads)."""
+    """Turns a prepared folder into the older format."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     for path in folder.glob("*.array_record-*"):
         with ArrayRecordDataSource(str(path)) as source:
             records = source.__getitems__(list(range(len(source))))
-        content = b"".join(struct.pack("<Q4x", len(r)) + r + bytes(4) for r in records)
+        parts = [[struct.pack("<Q", len(record)), record] for record in records]
+        content = b"".join(part + masked_crc(part) for pair in parts for part in pair)
         (folder / path.name.replace("array_record", "tfrecord")).write_bytes(content)
         path.unlink()
     info = folder / "dataset_info.json"
@@ -436,6 +438,35 @@ def test_tfrecord_folders(tiny_cifar10):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"cannot read cifar10 'train' near record 0 .*ends within a record"):
         load("cifar10", "train")
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 1000])
+def test_checksums_of_tfrecords_are_those_of_tensorboardx(size):
+    """It writes the same format, with a CRC-32C of its own."""
+    record_writer = pytest.importorskip("tensorboardX.record_writer")
+    data = np.random.default_rng(size).bytes(size)
+    assert masked_crc(data) == record_writer.masked_crc32c(data).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    ("byte", "message"),
+    [
+        (0, "the length of record 0 has another checksum"),
+        (9, "the length of record 0 has another checksum"),
+        (500, "record 0 has another checksum"),
+        (-1, "record 11 has another checksum"),
+    ],
+)
+def test_flipped_bits_of_tfrecords_are_found(tiny_cifar10, byte, message):
+    _, folder = tiny_cifar10
+    to_tfrecord(folder)
+    path = folder / "cifar10-train.tfrecord-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message + ".*damaged files; delete that folder") as error:
+        load("cifar10", "train")
+    assert "\n" not in str(error.value)
 
 
 # --- buckets ----------------------------------------------------------------------------------------------
