@@ -55,7 +55,7 @@ __all__ = [
 
 # If there is nothing to wait for, the watch ends the waiting process.
 WAIT_MS = 7 * 24 * 3600 * 1000
-_FIRST, _END = "binwrn/first/", "binwrn/end"
+_FIRST, _START, _END = "binwrn/first/", "binwrn/start", "binwrn/end"
 _calls = itertools.count()
 
 
@@ -95,9 +95,26 @@ def _join_jax(place: Place, timeout: float) -> None:
             cluster_detection_method="deactivate",
             initialization_timeout=int(timeout),
         )
+        _connect_devices()
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the processes of the job cannot start JAX together ({reason})") from error
+
+
+def _connect_devices() -> None:
+    """Lets the CPU devices of all processes connect, now that all processes are here.
+
+    They would do so at the first sum over them, and gloo gives up where one process comes there 30 s after
+    another: on a busy machine compiling takes longer. Once they are connected, sums wait.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    mesh = sharding.make_mesh()
+    ones = sharding.put(np.ones(mesh.size, np.float32), sharding.split(mesh))
+    total = jax.jit(lambda x: x.sum(), out_shardings=sharding.replicated(mesh)).lower(ones).compile()
+    client: Any = global_state.client
+    client.wait_at_barrier(_START, WAIT_MS)
+    total(ones).block_until_ready()
 
 
 @contextlib.contextmanager

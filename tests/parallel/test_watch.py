@@ -244,6 +244,25 @@ def test_processes_that_only_joined_leave_in_peace(job):
 
 
 @pytest.mark.slow
+def test_a_process_may_come_to_the_first_sum_over_devices_much_later(job):
+    """As when it compiles for long: gloo alone gives up after 30 seconds."""
+    summing = WAITS.replace(
+        "        command = sys.stdin.readline()",
+        """        import jax
+        from binwrn_jax.parallel import sharding
+        mesh, command = sharding.make_mesh(), sys.stdin.readline()
+        ones = sharding.put(jax.numpy.ones(mesh.size), sharding.split(mesh))
+        assert jax.jit(jax.numpy.sum, out_shardings=sharding.replicated(mesh))(ones) == mesh.size""",
+    )
+    processes = job(summing)
+    for seconds, process in zip((0, 35, 0), processes, strict=True):
+        time.sleep(seconds)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [ends(process, 60) for process in processes] == [(0, "")] * 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_frozen_process_is_taken_for_a_lost_machine(job, victim):
     processes = job()
