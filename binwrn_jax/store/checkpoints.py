@@ -191,7 +191,7 @@ def set_damaged_aside(directory: Path) -> list[str]:
         shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
         (directory / str(step)).rename(aside)
         lines.append(
-            f"checkpoint {directory / str(step)} is damaged ({reason}): it is now .{step}.damaged there, and "
-            "the run goes on from the one before it"
+            f"checkpoint {directory / str(step)} is damaged ({reason}): it is now .{step}.damaged there, for "
+            "you to look at or delete, and the run goes on from the one before it"
         )
     return lines

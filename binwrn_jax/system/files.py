@@ -289,7 +289,8 @@ def _discard(path: Path) -> None:
     if path.name.endswith(".old"):
         name = (_OURS.fullmatch(path.name) or _EARLIER.fullmatch(path.name))["name"]  # type: ignore[index]
         path = path.rename(path.with_name(f".{name}.{secrets.token_hex(8)}.tmp"))
-    for seconds in (0.0, 0.1, 0.4, 1.0):  # threads of Orbax may be writing still, and make folders anew
+    # Threads of Orbax may be writing still, and make folders anew; on a busy machine for seconds.
+    for seconds in (0.0, 0.1, 0.4, 1.0, 2.0, 4.0, 8.0):
         time.sleep(seconds)
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():

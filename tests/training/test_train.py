@@ -453,6 +453,44 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_more_room(tmp_path, ki
     assert "tmp" not in done.stdout.rpartition("done: test error")[2].replace(str(tmp_path), "")
 
 
+SAVES = """
+import sys
+import jax
+import numpy as np
+from binwrn_jax.cli.handler import guarded
+from binwrn_jax.nn.registry import create_network, default_fields
+from binwrn_jax.store.model import Model
+
+def save():
+    fields = {**default_fields(), "depth": 8, "width": 1.0}
+    images = np.zeros((1, 8, 8, 1), np.uint8)
+    variables = jax.jit(create_network(fields, 10).init)(jax.random.key(0), images)
+    description = {"model": fields, "num_classes": 10, "image_shape": [8, 8, 1]}
+    Model.create(variables, description).save(sys.argv[1])
+    return 0
+
+sys.exit(guarded(save))
+"""
+
+
+def test_a_model_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not can_mount(disk):
+        pytest.skip("no small disk can be mounted here")
+    save = shlex.join([sys.executable, "-c", SAVES, str(disk / "model")])
+    script = f"mount -t tmpfs -o size=100k tmpfs {disk}; {save}; echo code $?; ls -A {disk}"
+    done = subprocess.run(
+        [*UNSHARE, script],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stderr.startswith("error: disk full") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == "code 2\n"
+
+
 def test_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
     real = os.statvfs
 
