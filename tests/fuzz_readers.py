@@ -17,6 +17,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,16 @@ def require_what_is_used(rng: np.random.Generator, parts: Parts) -> None:
             parts.metadata["requires"] = used
 
 
+def extreme_file(rng: np.random.Generator) -> bytes:
+    """A well-formed file with multiply-adds of any size: by itself each of them may be harmless."""
+    parts = random_parts(rng)
+    largest = rng.uniform(0, 16) if rng.random() < 0.8 else 30
+    for name, array in parts.tensors.items():
+        if name.endswith((".scale", ".offset")):
+            parts.tensors[name] = np.float32(array * 10.0 ** rng.uniform(0, largest))
+    return seal(assemble(parts, parts.lay()))
+
+
 def random_file(rng: np.random.Generator) -> bytes:
     """A file with none to three changes."""
     kind = rng.random()
@@ -247,6 +258,8 @@ def random_file(rng: np.random.Generator) -> bytes:
         return chain(int(rng.integers(2, 45)), float(10 ** rng.uniform(-1, 6)))
     if kind < 0.16:
         return change_text(rng, random_coded_file(rng))
+    if kind < 0.26:
+        return extreme_file(rng)
     parts = random_parts(rng)
     parts.lay()
     if rng.random() < 0.2:
@@ -328,8 +341,12 @@ class Fuzz:
             raise Difference(f"NumPy: {reason or 'accepts'}; C: {other or 'accepts'}")
         if contents is None:
             self.counts["refused"] += 1
+            self.counts["refused for values that can become too large"] += "what float32 holds" in reason
             return
         self.counts["accepted"] += 1
+        self.counts["accepted without a known bound"] += not numpy_reader.is_bounded(
+            contents.metadata, contents.tensors
+        )
         if model.description["native"]["multiply_adds"] > MOST_WORK or contents_size(contents) > 1 << 22:
             self.counts["too large to run here"] += 1
             return
@@ -359,6 +376,8 @@ class Fuzz:
             except numpy_reader.PackedFileError:
                 wanted = None
                 self.counts["images refused"] += 1
+        if wanted is not None and not np.isfinite(wanted).all():
+            raise Difference(f"NumPy gives the logits {wanted}")
         if 0.999 < watched.largest / numpy_reader.MAX_VALUE < 1.001 and not watched._bounded:
             return  # rounding decides
         functions = any(operation["op"] == "elementwise" for operation in contents.metadata["operations"])
@@ -384,13 +403,19 @@ def contents_size(contents: Any) -> int:
     return sum(math.prod(s) for s in numpy_reader.value_shapes(contents.metadata, tensors).values())
 
 
-def fuzz(path: Path, seed: int, files: int | None = None, seconds: float | None = None) -> Fuzz:
+def fuzz(
+    path: Path,
+    seed: int,
+    files: int | None = None,
+    seconds: float | None = None,
+    make: Callable[[np.random.Generator], bytes] = random_file,
+) -> Fuzz:
     """Checks files until there are so many, or the time is over. File i depends on the seed and i alone."""
     run, begin, index = Fuzz(path), time.monotonic(), 0
     while (files is None or index < files) and (seconds is None or time.monotonic() - begin < seconds):
         rng = np.random.default_rng([seed, index])
         try:
-            run.check(rng, random_file(rng))
+            run.check(rng, make(rng))
         except Exception as error:
             raise Difference(f"file {index} of seed {seed}: {type(error).__name__}: {error}") from error
         index += 1

@@ -240,15 +240,27 @@ def _floats(name: str, *values: float) -> bytes:
     return rebuilt(edit)
 
 
-def _pooled(side: int, window: int, channels: int, stride: int = 1) -> bytes:
+def pooled(op: str, side: int, window: int, channels: int, stride: int = 1) -> bytes:
     """1 channel padded to many, one large window over an image that is mostly padding."""
     operations = [
         {"op": "pad_channels", "in": ["image"], "out": "a", "channels": channels},
-        {"op": "max_pool", "in": ["a"], "out": "b", "window": [window] * 2, "stride": [stride] * 2,
+        {"op": op, "in": ["a"], "out": "b", "window": [window] * 2, "stride": [stride] * 2,
          "pads": [[window - 1] * 2] * 2},
         {"op": "global_average", "in": ["b"], "out": "logits"},
     ]  # fmt: skip
     return network((side, side, 1), operations, {}, channels)
+
+
+def convolved(side: int, window: int, inputs: int, outputs: int) -> bytes:
+    """1 channel padded to many, one convolution whose windows do not overlap and are mostly padding."""
+    operations = [
+        {"op": "pad_channels", "in": ["image"], "out": "a", "channels": inputs},
+        {"op": "conv", "in": ["a"], "out": "b", "tensor": "kernel", "window": [window] * 2,
+         "stride": [window] * 2, "pads": [[window - 1] * 2] * 2, "channels": [inputs, outputs]},
+        {"op": "global_average", "in": ["b"], "out": "logits"},
+    ]  # fmt: skip
+    bits = np.full((outputs, -(-window * window * inputs // 8)), 0x55, np.uint8)
+    return network((side, side, 1), operations, {"kernel": bits}, outputs)
 
 
 def _without_convolution() -> bytes:
@@ -309,8 +321,8 @@ ACCEPTED = {
     "multiply-add called like a convolution": lambda: rebuilt(_renamed(2, "conv0")),
     "value that nobody reads": lambda: rebuilt(_unused_values),
     "no convolution": _without_convolution,
-    "one large window over padding": lambda: _pooled(16, 64, 64, 8),
-    "1424 bytes that pool 64 x 64": lambda: _pooled(16, 64, 64),
+    "one large window over padding": lambda: pooled("max_pool", 16, 64, 64, 8),
+    "1424 bytes that pool 64 x 64": lambda: pooled("max_pool", 16, 64, 64),
     "4096 operations": lambda: _many_operations(4096),
     "2^20 marks": lambda: _marks(1 << 20),
     "large scale and small ones": lambda: _floats("affine2.scale", 1e30, 1e-30, 0),

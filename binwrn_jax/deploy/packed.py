@@ -85,6 +85,20 @@ class PackedModel:
         return numpy_reader.value_shapes(self.metadata, shapes)
 
     @property
+    def most_numbers(self) -> int:
+        """How many numbers the values of one image have that are needed at a time."""
+        shapes = self.value_shapes
+        last_use = {name: i for i, op in enumerate(self.operations) for name in op["in"]}
+        live, most = {"image": math.prod(shapes["image"])}, 0
+        for index, op in enumerate(self.operations):
+            live[op["out"]] = math.prod(shapes[op["out"]])
+            most = max(most, sum(live.values()))
+            for name in {*op["in"], op["out"]}:
+                if last_use.get(name, -1) <= index:
+                    live.pop(name, None)
+        return most
+
+    @property
     def ideal_bytes(self) -> int:
         """The 1-bit weights at one bit each, in bytes, rounded up."""
         kernels = (math.prod(self.kernel_shape(name)) for name in self.bits)

@@ -58,7 +58,7 @@ def write_stablehlo(packed: PackedModel, path: str | Path) -> None:
       UserError: the package flatbuffers is not installed, or the path cannot be written.
     """
     require("flatbuffers", "writing StableHLO files")
-    model = LoadedModel(packed, keep_packed=True)  # its kernels are replaced below
+    model = LoadedModel(packed)  # its kernels are replaced below
 
     @jax.jit
     def logits(images: jax.Array) -> jax.Array:

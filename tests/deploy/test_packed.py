@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from packed_corpus import HOSTILE
 from packed_models import GOLDEN, golden_model
+from packed_networks import Network
 
 from binwrn_jax import Description, Model, UserError, load_packed
 from binwrn_jax.cli.main import main
 from binwrn_jax.deploy import export as verified
-from binwrn_jax.deploy import numpy_reader
+from binwrn_jax.deploy import jax_runtime, numpy_reader
 from binwrn_jax.deploy.formats import layers, open_model
 from binwrn_jax.deploy.graph_file import pack_signs
 from binwrn_jax.deploy.numpy_runtime import open_numpy
@@ -103,7 +104,9 @@ def test_every_reader_gives_the_networks_logits(tmp_path, name):
         "flax variables": run(loaded.variables, RNG_IMAGES),
     }
     if name == "paper":
-        results["keep_packed"] = load_packed(tmp_path / "m", keep_packed=True).predict(RNG_IMAGES)
+        floats = {name: jax.numpy.asarray(packed.signs(name)) for name in packed.bits}
+        unpacked = jax.jit(loaded.apply)({**loaded.weights, **floats}, RNG_IMAGES)
+        np.testing.assert_array_equal(results["jax"], unpacked)  # the bits change nothing
         results["float images"] = loaded.predict(RNG_IMAGES.astype(np.float32))
     scale = np.abs(expected).max()
     for reader, logits in results.items():
@@ -138,13 +141,50 @@ def test_variables_of_foreign_operations_are_refused_but_they_run():
         loaded.model  # noqa: B018
 
 
-def test_keep_packed_holds_a_32nd_of_the_weights(file):
-    def weights(model):
-        return sum(x.nbytes for name, x in model.weights.items() if name.startswith("conv"))
+def test_the_device_holds_one_bit_per_weight(file):
+    model, packed = load_packed(file), read_packed(file)
+    kernels = sum(x.nbytes for name, x in model.weights.items() if name.startswith("conv"))
+    assert kernels == sum(bits.nbytes for bits in packed.bits.values())
 
+
+@pytest.mark.parametrize(("groups", "dilation"), [(1, (1, 1)), (1, (2, 1)), (3, (1, 1)), (3, (2, 3))])
+def test_large_convolutions_are_unpacked_in_parts(monkeypatch, groups, dilation):
+    """Rows of windows of which some meet padding alone, bits that begin within a byte, a rest of channels."""
+    rng = np.random.default_rng(3)
+    operation = {
+        **{"window": [5, 3], "stride": [2, 1], "pads": [[4, 4], [2, 1]], "channels": [9, 15]},
+        **{"groups": groups, "dilation": list(dilation)},
+    }
+    x = jax.numpy.asarray(rng.normal(size=(2, 7, 9, 9)), np.float32)
+    bits = jax.numpy.asarray(rng.integers(0, 256, (15, -(-15 * 9 // groups // 8)), np.uint8))
+    whole = jax_runtime._convolve(x, bits, operation)
+    for most in (1, 60, 100, 300):  # weights
+        monkeypatch.setattr(jax_runtime, "UNPACKED", most)
+        parts = jax_runtime._convolve(x, bits, operation)
+        np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("op", ["max_pool", "average_pool"])
+def test_large_pools_take_one_axis_after_the_other(tmp_path, monkeypatch, op):
+    network = Network(np.random.default_rng(3), (7, 6, 3))
+    packed = network.finish(network.pool("image", op, (4, 3), (3, 2), ((3, 1), (0, 2))))
+    write_packed(packed, tmp_path / "m")
+    images = np.random.default_rng(4).integers(0, 256, (3, 7, 6, 3), np.uint8)
+    whole = load_packed(tmp_path / "m").predict(images)
+    monkeypatch.setattr(jax_runtime, "LARGE_WINDOW", 1)
+    parts = load_packed(tmp_path / "m").predict(images)
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+def test_large_images_come_in_smaller_batches(file, monkeypatch):
     packed = read_packed(file)
-    assert weights(load_packed(file, keep_packed=True)) == sum(bits.nbytes for bits in packed.bits.values())
-    assert weights(load_packed(file)) == 4 * sum(packed.signs(name).size for name in packed.bits)
+    monkeypatch.setattr(jax_runtime, "MAX_NUMBERS", 2 * packed.most_numbers)
+    model, sizes = load_packed(file), []
+    whole = load_packed(file).predict(RNG_IMAGES)
+    run = model._run
+    monkeypatch.setattr(model, "_run", lambda weights, x: sizes.append(len(x)) or run(weights, x))
+    np.testing.assert_allclose(model(RNG_IMAGES), whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+    assert max(sizes) == 2 and sum(sizes) >= len(RNG_IMAGES)
 
 
 def test_any_number_of_images_and_no_other_shape(file):
