@@ -36,6 +36,8 @@ EXTRAS = {
     "ziglang": "web",
 }
 
+_LONGEST = 1500  # characters of a message
+
 # An unusable path is a user error.
 _PATH_ERRORS = (
     errno.EACCES,
@@ -138,8 +140,16 @@ def explain(error: BaseException) -> Failure:
     """The line and the exit code of an exception that ends a program.
 
     Full disks, unusable paths, missing extras and settings that JAX refuses are errors of the user, wherever
-    they appear; all others are faults of the program, which should be reported.
+    they appear; all others are faults of the program, which should be reported. The middle of a very long
+    message, which repeats what the user gave, is left out.
     """
+    message, code = _explain(error)
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST - 400]} ... {message[-395:]}"
+    return Failure(message, code)
+
+
+def _explain(error: BaseException) -> Failure:
     if isinstance(error, UserError):
         return Failure(str(error), 2)
     if isinstance(error, KeyboardInterrupt):

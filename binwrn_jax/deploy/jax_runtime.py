@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.graph_runtime import FUNCTIONS
 from binwrn_jax.deploy.jax_integers import IntegerModel
@@ -246,6 +247,7 @@ class LoadedModel:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `binwrn_jax.evaluation.Predictor`."""
+        images = check_images(images, self.description["image_shape"])
         logits = in_batches(self.predict, images, self.description["num_classes"], self._batch_size)
         if not self._bounded and np.isnan(logits).any():
             raise UserError(f"a value of an image exceeds {numpy_reader.MAX_VALUE:.4g}: no logits")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.packed import PackedModel, read_packed
 from binwrn_jax.errors import UserError
@@ -21,9 +22,10 @@ class NumpyPredictor:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `binwrn_jax.evaluation.Predictor`."""
+        images = check_images(images, self.description["image_shape"])
         try:
             return self._model(images)
-        except ValueError as error:  # another shape, or values that become too large
+        except numpy_reader.PackedFileError as error:  # values that become too large
             raise UserError(str(error)) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.onnx_graph import OPSET, OnnxGraph
 from binwrn_jax.deploy.packed import PackedModel, serialise
@@ -92,6 +93,7 @@ class OnnxPredictor:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits, float32 ``[N, num_classes]``, of uint8 images ``[N, H, W, C]``, any N."""
+        images = check_images(images, self.description["image_shape"])
         parts = [
             self._session.run(["logits"], {"images": images[start : start + BATCH_SIZE]})[0]
             for start in range(0, len(images), BATCH_SIZE)

@@ -23,6 +23,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.jax_runtime import LoadedModel
 from binwrn_jax.deploy.packed import PackedModel
@@ -98,6 +99,7 @@ class StablehloPredictor:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits, float32 ``[N, num_classes]``, of uint8 images ``[N, H, W, C]``, any N."""
+        images = check_images(images, self.description["image_shape"])
         return in_batches(self._run, images, self.description["num_classes"], BATCH_SIZE)
 
 

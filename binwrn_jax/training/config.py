@@ -271,7 +271,9 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: the first mistake found, with what to do.
     """
-    _check_numbers(config)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"the configuration is a {type(config).__name__}: take base_config() and change it")
+    _check_fields(config)
     _check_data(config)
     network = configured_network(config.model, num_classes=2)
     if isinstance(network, WideResNet):
@@ -292,13 +294,19 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def _check_numbers(config: ConfigDict) -> None:
-    """Checks that every field is there, numbers are numbers, and ranges are kept."""
-    values = dict(flatten(config))
-    for field, default in flatten(base_config()):
+def _check_fields(config: ConfigDict) -> None:
+    """Checks that every field is there, of its type, finite, and within its range."""
+    values, fields = dict(flatten(config)), dict(flatten(base_config()))
+    for field in values:
+        if field not in fields and not field.startswith("model."):  # networks may have fields of their own
+            raise UserError(f"unknown config field {field!r}{nearest_field(base_config(), field)}")
+    for field, default in fields.items():
         if field not in values:
             raise UserError(f"config field {field} is missing: it is {default!r} by default")
         value = values[field]
+        what = _wrong_type(value, default)
+        if what:
+            raise UserError(f"{field} is {value!r}: it must be {what}")
         parts = value if isinstance(value, tuple | list) else (value,)
         if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
             raise UserError(f"{field} is {value}: give a finite number")
@@ -308,6 +316,24 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UserError(f"{field} is {value}: it must be at least {least}")
         if value > most:
             raise UserError(f"{field} is {value}: it must be at most {most}")
+
+
+def _wrong_type(value: Any, default: Any) -> str:
+    """What a field must be, in words, where its value is of another type than its default; '' where not."""
+
+    def is_number(number: Any) -> bool:
+        return isinstance(number, int | float) and not isinstance(number, bool)
+
+    match default:
+        case bool():
+            return "" if isinstance(value, bool) else "true or false"
+        case int():
+            return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+        case float():
+            return "" if is_number(value) else "a number"
+        case str():
+            return "" if isinstance(value, str) else "a text"
+    return "" if isinstance(value, tuple | list) and all(map(is_number, value)) else "a list of numbers"
 
 
 def _check_optimization(config: ConfigDict) -> None:

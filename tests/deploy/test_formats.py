@@ -120,3 +120,28 @@ def test_a_program_in_c_is_no_model_to_run(tmp_path):
         open_model(tmp_path / "net.c")
     with pytest.raises(UserError, match="no model at"):
         open_model(str(Path("nowhere")))
+
+
+@pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
+def test_every_predictor_checks_its_images(tmp_path, known):
+    """Else floats from 0 to 1, negative or larger numbers and NaN give wrong logits."""
+    image = golden_model().golden_image
+    path = tmp_path / f"model{known.suffix}"
+    known.write(golden_model(), path)
+    for opener in {**known.proofs, **known.runtimes}.values():
+        predictor = opener(path)
+        assert predictor(image[None]).shape == (1, 3)
+        assert predictor([image]).shape == (1, 3)
+        for wrong, message in (
+            (image, r"shape \(6, 7, 3\), not \[N, H, W, C\]"),
+            (image[None] / 255, "float64, not uint8: give integers 0 to 255"),
+            (np.full(image[None].shape, np.nan, np.float32), "float32, not uint8"),
+            (image[None].astype(np.int64), "int64, not uint8"),
+            (image[None].astype(complex), "complex128, not uint8"),
+            (image[None] > 100, "bool, not uint8"),
+            (image[None, :, :6], r"shape \(6, 6, 3\), but the network takes \(6, 7, 3\)"),
+            (None, "not .N, H, W, C.: reshape them"),
+        ):
+            with pytest.raises(UserError, match=message) as error:
+                predictor(wrong)
+            assert "\n" not in str(error.value)

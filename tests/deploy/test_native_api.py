@@ -72,7 +72,7 @@ def test_description(packed, path):
     "images", [np.zeros((1, 12, 10, 3)), np.zeros((12, 10, 3), np.uint8), np.zeros((2, 10, 12, 3), np.uint8)]
 )
 def test_wrong_images(path, images):
-    with pytest.raises(UserError, match=r"the model takes uint8 \(N, 12, 10, 3\)"):
+    with pytest.raises(UserError, match=r"not uint8|not \[N, H, W, C\]|the network takes \(12, 10, 3\)"):
         native.load(path).predict(images)
 
 

@@ -49,3 +49,33 @@ def test_runs_that_can_continue(old, new, words, conflict):
 
     found = continuation_conflict(run_of(old, words).config.to_dict(), run_of(new, words))
     assert (found == "") if not conflict else re.match(conflict, found), found
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": None}, "epochs is None: it must be a whole number"),
+        ({"model.depth": None}, "model.depth is None: it must be a whole number"),
+        ({"schedule.peak": None}, "schedule.peak is None: it must be a number"),
+        ({"schedule.rates": ("a",)}, r"schedule.rates is \('a',\): it must be a list of numbers"),
+        ({"schedule.drops": None}, "schedule.drops is None: it must be a list of numbers"),
+        ({"log.to": None}, "log.to is None: it must be a text"),
+        ({"profile": None}, "profile is None: it must be true or false"),
+        ({"epoch": 3}, r"unknown config field 'epoch' \(did you mean 'epochs'\?\)"),
+    ],
+)
+def test_configurations_of_notebooks_are_checked(fields, message):
+    """What ml_collections lets pass: None anywhere, anything in tuples, other fields of an unlocked one."""
+    config = base_config()
+    with config.unlocked():
+        for name, value in fields.items():
+            *groups, last = name.split(".")
+            place = config
+            for group in groups:
+                place = place[group]
+            place[last] = value
+    with pytest.raises(UserError, match=message) as error:
+        resolve(config, lookup("digits"), 1437)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"the configuration is a dict: take base_config\(\) and change it"):
+        resolve(config.to_dict(), lookup("digits"), 1437)

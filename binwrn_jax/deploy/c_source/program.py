@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy.c_source.generate import generate
 from binwrn_jax.deploy.native import find_compiler
 from binwrn_jax.deploy.packed import PackedModel
@@ -59,7 +60,7 @@ class CProgram:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[N, H, W, C]`` to float32 logits ``[N, classes]``."""
-        images = np.ascontiguousarray(images, np.uint8).reshape(-1, *self.description["image_shape"])
+        images = np.ascontiguousarray(check_images(images, self.description["image_shape"]))
         logits = np.empty((len(images), self.description["num_classes"]), np.float32)
         for image, row in zip(images, logits, strict=True):
             self._predict(image.ctypes.data, row.ctypes.data)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.errors import UserError
 from binwrn_jax.system import compiled
@@ -114,12 +115,7 @@ class NativeModel:
         Raises:
           UserError: another shape or dtype; values that become too large.
         """
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._shape:
-            wanted = ", ".join(map(str, self._shape))
-            given = f"{images.dtype} {images.shape}"
-            raise UserError(f"images are {given}, but the model takes uint8 (N, {wanted})")
-        images = np.ascontiguousarray(images)
+        images = np.ascontiguousarray(check_images(images, self._shape))
         logits = np.empty((len(images), self._classes), np.float32)
         error = self._library.binwrn_run(self._pointer, images.ctypes.data, len(images), logits.ctypes.data)
         if error == _ERROR_RANGE:
