@@ -188,6 +188,8 @@ def _disk_full(error: BaseException) -> str | None:
 
 
 def _path_error(error: BaseException) -> str | None:
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a path has a character of value 0: choose another path"
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
         return f"cannot use {error.filename} ({error.strerror}): choose another path"
     return None

@@ -141,7 +141,7 @@ def load_config(path: Path, spec: str = "") -> ConfigDict:
         config = module.get_config(spec) if spec else module.get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise UserError(f"the config file {path} fails ({reason})") from error
     if not isinstance(config, ConfigDict):

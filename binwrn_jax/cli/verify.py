@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from binwrn_jax.cli.output import print_line
+from binwrn_jax.cli.sizes import count
 from binwrn_jax.deploy.export import TOLERANCE, compare, exact_arithmetic
 from binwrn_jax.deploy.formats import Format, format_of, read_model_file
 from binwrn_jax.deploy.numpy_runtime import NumpyPredictor
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("file", type=Path, help="packed or ONNX file")
     parser.add_argument(
-        "--max-multiply-adds", type=float, default=MAX_MULTIPLY_ADDS, metavar="NUMBER",
+        "--max-multiply-adds", type=count, default=MAX_MULTIPLY_ADDS, metavar="NUMBER",
         help="that an image may take, such as 1e11; default %(default).1e",
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,7 @@ class HuggingFaceSource:
 def _load(datasets: Any, path: str) -> Mapping[str, Any]:
     place, _, config = path.partition("@")
     local = Path(os.path.expanduser(place))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its attempts to connect
     try:
         # What the library prints while it prepares a data set is no result.
         with contextlib.redirect_stdout(sys.stderr):

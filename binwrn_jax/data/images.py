@@ -93,6 +93,8 @@ def read_images(
             file.seek(0)
             arrays = np.load(file, allow_pickle=False)
             several = arrays.ndim == 4
+            if several and not len(arrays):
+                raise ValueError("an array without images")
             for index, array in enumerate(arrays if several else [arrays]):
                 yield f"{name}[{index}]" if several else name, from_array(array, shape, resize)
         else:

@@ -77,9 +77,10 @@ def architecture(depth: int, width: float) -> Architecture:
     if channels < 1:
         raise UserError(f"width {width} leaves no channel: use at least {1 / 16}")
     widest = channels * (8 if imagenet else 4)
-    if 9 * widest * widest > MOST_WEIGHTS:
+    weights = 9.0 * widest * widest
+    if weights > MOST_WEIGHTS:
         raise UserError(
-            f"width {width:g} makes layers of {9 * widest * widest:.1e} weights: use at most "
+            f"width {width:g} makes layers of {weights:.1e} weights: use at most "
             f"{int(math.sqrt(MOST_WEIGHTS) / 3) // (512 if imagenet else 64)}"
         )
     if imagenet:

@@ -236,7 +236,7 @@ def _abandoned(path: Path) -> bool:
 
 def _create(path: Path, folder: bool) -> tuple[Path, int]:
     """A new temporary file or folder for ``path`` and a descriptor that holds its lock."""
-    while True:
+    for last in [False] * 50 + [True]:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
             if folder:
@@ -250,10 +250,12 @@ def _create(path: Path, folder: bool) -> tuple[Path, int]:
             os.close(descriptor)
         except FileExistsError:
             continue
-        except FileNotFoundError:
-            # Another process took it for a leftover before it was locked; or there is no such folder.
-            if not path.parent.is_dir():
-                raise
+        except FileNotFoundError as error:
+            # Another process took it for a leftover before it was locked; or there is no such folder, or
+            # one where no file can be made (/proc).
+            if last or not path.parent.is_dir():
+                raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+    raise FileExistsError(17, "File exists", str(path))
 
 
 def _lock(descriptor: int) -> None:

@@ -56,9 +56,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "syntax.py").write_text("def\n")
     (folder / "none.py").write_text("x = 1\n")
     (folder / "number.py").write_text("def get_config(spec=''):\n    return 3\n")
+    (folder / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    for name, value in {"negative": -ONES, "complex": ONES + 0j, "truth": ONES > 0, "none": ONES[:0]}.items():
+        np.save(folder / f"{name}.npy", value)
+    (folder / "loop").symlink_to("loop")
+    (folder / "fields.py").write_text(
+        "from binwrn_jax import base_config\n"
+        "def get_config(spec=''):\n"
+        "    config = base_config()\n"
+        "    with config.unlocked():\n"
+        "        exec(spec)\n"
+        "    return config\n"
+    )
     return folder
 
 
+ONES = np.ones((2, 6, 7, 3), np.int16)
 MODELS = [
     "absent",
     "text",
@@ -78,8 +91,45 @@ MODELS = [
     "no-fields",
     "other-format",
     "lies",
+    "loop",
+    "x" * 5000,
+    "/dev/null",
+    "floats.npy",
 ]
-IMAGES = ["absent", "image.png", "floats.npy", "flat.npy", "objects.npy", "text", "empty"]
+IMAGES = [
+    "absent",
+    "image.png",
+    "floats.npy",
+    "flat.npy",
+    "objects.npy",
+    "text",
+    "empty",
+    "negative.npy",
+    "complex.npy",
+    "truth.npy",
+    "none.npy",
+    "loop",
+    "x" * 5000,
+    "/dev/null",
+    "http://host/image.png",
+]
+NAMES = [
+    "npz:absent",
+    "npz:floats.npy",
+    "npz:",
+    "folder:",
+    "folder:absent",
+    "folder:text",
+    "folder:loop",
+    "tfds:",
+    "tfds:absent",
+    "tfds:../../etc",
+    "other:x",
+    "digits:x",
+    "DIGITS",
+    " digits",
+    "\n",
+]
 CASES = [
     [],
     ["--verbose"],
@@ -110,6 +160,19 @@ CASES = [
     ["evaluate", "packed", "--dataset", "digits", "--dtype", "bfloat16"],
     ["evaluate", "packed", "--dataset", "digits", "--split", "test[:"],
     ["evaluate", "packed", "--dataset", "digits", "--predictions", "empty"],
+    *(["evaluate", "packed", "--dataset", name] for name in NAMES),
+    *(
+        ["evaluate", "packed", "--dataset", "digits", *options]
+        for options in (
+            ["--split", "\n"],
+            ["--split", "test[50%:20%]"],
+            ["--split", f"test[{'9' * 500}:]"],
+            ["--batch-size", str(10**18)],
+            ["--predictions", ""],
+            ["--predictions", "/dev/full"],
+            ["--confusion", "x.gif"],
+        )
+    ),
     ["export", "packed"],
     ["export", "packed", "--format", "tflite", "--output", "new"],
     ["export", "packed", "--format", "packed", "--output", "new", "--images", "0"],
@@ -118,8 +181,16 @@ CASES = [
     ["export", "packed", "--format", "c", "--output", "new.txt"],
     ["export", "packed", "--format", "c", "--output", "a b.c"],
     ["export", "packed", "--format", "onnx", "--output", "text"],
+    *(
+        ["export", "packed", "--format", "packed", "--output", output]
+        for output in ("", ".", "..", "/", "/dev/null", "/proc/x", "loop", "x" * 300, "empty")
+    ),
+    ["export", "packed", "--format", "packed", "--output", "new", "--coding", "zip"],
+    ["export", "packed", "--format", "onnx", "--output", "new", "--coding", "entropy"],
+    ["export", "packed", "--format", "packed", "--output", "new", "--license", "\x1b[2J"],
     *(["export", model, "--format", "packed", "--output", "new"] for model in MODELS),
     ["verify"],
+    *(["verify", "packed", "--max-multiply-adds", number] for number in ("nan", "-1", "inf", "x")),
     ["verify", "empty"],
     ["verify", "hlo"],
     *(["verify", model] for model in MODELS if model not in ("cut", "flipped", "onnx", "safetensors")),
@@ -149,6 +220,12 @@ CASES = [
     ["preflight", "--config=cifar10", "--topology", "cpu", "--slices", "0"],
     ["preflight", "--config=cifar10", "--topology", "cpu", "--price", "x"],
     ["preflight", "--config=cifar10", "--topology", "cpu", "--config.sed=1"],
+    ["preflight", "--config=cifar10", "--topology", "cpu", f"--config.batch_size={10**20}"],
+    ["preflight", "--config=cifar10", "--topology", "cpu", "--config.model.width=1e300"],
+    *(
+        ["preflight", "--config=cifar10", "--topology", target]
+        for target in ("", "v5e", "v5e:99999x99999", "v5e:2.5x2", "cpu:9999999", "cuda:H100x0", "\n")
+    ),
     ["train", "runs"],
     ["train", "--wrokdir=x"],
     ["train", "--workdir=gs://bucket/x"],
@@ -159,6 +236,13 @@ CASES = [
     ["train", "--config=syntax.py"],
     ["train", "--config=none.py"],
     ["train", "--config=number.py"],
+    ["train", "--config=exits.py"],
+    ["train", "--config=fields.py:config.epoch=3"],
+    ["train", "--config=fields.py:config.epochs=None"],
+    ["train", "--config=fields.py:config.schedule.drops=('a',)"],
+    ["train", "--config=digits:" + "x" * 3000],
+    ["train", "--config=digits:8-1e9"],
+    ["train", "--config=digits:\x1b[2J"],
     ["train", "--config=digits:0-4"],
     ["train", "--config=digits:20-0"],
     ["train", "--config=digits:word"],
@@ -193,11 +277,12 @@ def check(capsys, files, program, arguments) -> None:
     assert code == 2, captured
     assert captured.out == "" or (captured.out.startswith("config ") and captured.out.count("\n") == 1)
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-    assert "Traceback" not in captured.err and len(captured.err) < 600
+    assert "Traceback" not in captured.err and len(captured.err) < 1600
+    assert captured.err[:-1].isprintable()
     assert sorted(path.name for path in files.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", CASES, ids=" ".join)
+@pytest.mark.parametrize("arguments", CASES, ids=lambda words: " ".join(words)[:80])
 def test_one_line(capsys, monkeypatch, files, arguments):
     monkeypatch.chdir(files)
     check(capsys, files, main, arguments)
@@ -218,4 +303,4 @@ def test_damaged_files_fail_to_verify(capsys, monkeypatch, files, name):
 
 
 def test_there_are_many_cases():
-    assert len(CASES) + len(PAPER) >= 150
+    assert len(CASES) + len(PAPER) >= 270

@@ -329,6 +329,7 @@ load('digits', 'train')
     process.communicate()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert len(load("digits", "train").labels) == 1437
+    assert not [path.name for path in tmp_path.rglob("*incomplete*")]
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):

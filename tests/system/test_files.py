@@ -238,3 +238,11 @@ def test_records_are_whole_or_absent(tmp_path, monkeypatch):
     log.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == read_records(path)
     assert read_records(path) == [{"a": 1}, {"a": 3}, {"long": "x" * 100}]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which no file can be made")
+def test_a_folder_in_which_nothing_can_be_made_ends_in_an_error():
+    for write in (lambda: replace_file("/proc/x", "x"), lambda: replace_folder("/proc/x", Path.mkdir)):
+        with pytest.raises(FileNotFoundError) as error:
+            write()
+        assert error.value.filename == "/proc/x"
