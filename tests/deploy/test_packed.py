@@ -147,7 +147,7 @@ def test_the_device_holds_one_bit_per_weight(file):
     assert kernels == sum(bits.nbytes for bits in packed.bits.values())
 
 
-@pytest.mark.parametrize(("groups", "dilation"), [(1, (1, 1)), (1, (2, 1)), (3, (1, 1)), (3, (2, 3))])
+@pytest.mark.parametrize(("groups", "dilation"), [(1, (1, 1)), (3, (2, 3))])
 def test_large_convolutions_are_unpacked_in_parts(monkeypatch, groups, dilation):
     """Rows of windows of which some meet padding alone, bits that begin within a byte, a rest of channels."""
     rng = np.random.default_rng(3)
@@ -157,10 +157,10 @@ def test_large_convolutions_are_unpacked_in_parts(monkeypatch, groups, dilation)
     }
     x = jax.numpy.asarray(rng.normal(size=(2, 7, 9, 9)), np.float32)
     bits = jax.numpy.asarray(rng.integers(0, 256, (15, -(-15 * 9 // groups // 8)), np.uint8))
-    whole = jax_runtime._convolve(x, bits, operation)
-    for most in (1, 60, 100, 300):  # weights
+    whole = jax.jit(lambda x, bits: jax_runtime._convolve(x, bits, operation))(x, bits)
+    for most in (1, 100):  # weights
         monkeypatch.setattr(jax_runtime, "UNPACKED", most)
-        parts = jax_runtime._convolve(x, bits, operation)
+        parts = jax.jit(lambda x, bits: jax_runtime._convolve(x, bits, operation))(x, bits)
         np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 

@@ -78,7 +78,7 @@ def test_readers_agree_on_values_that_become_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz_readers, "JAX_SHARE", 0.1)
     run = fuzz_readers.fuzz(tmp_path / "m", seed=2, files=60, make=fuzz_readers.extreme_file)
     assert run.counts["refused for values that can become too large"] > 5
-    assert run.counts["accepted without a known bound"] > run.counts["images refused"] > 5
+    assert run.counts["accepted without a known bound"] >= run.counts["images refused"] > 5
     assert run.counts["run by JAX"] > 0
 
 
@@ -177,7 +177,7 @@ else:
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in paths:
     try:
-        model, shape = load(path), tuple(map(int, path.split("-")[1:]))
+        model, shape = load(path), tuple(map(int, path.rsplit("/")[-1].split("-")[1:]))
         model(np.zeros((8, *shape), np.uint8))
     except refused as error:
         print(error)
@@ -203,7 +203,7 @@ def test_small_files_take_little_memory(tmp_path, reader):
     paths = [tmp_path / name for name in DEMANDING]
     for path, make in zip(paths, DEMANDING.values(), strict=True):
         path.write_bytes(make())
-    assert [path.stat().st_size < size for path, size in zip(paths, (1600, 400_000), strict=False)]
+    assert paths[0].stat().st_size < 1600 and paths[1].stat().st_size < 400_000
     code = MEMORY.format(folder=str(ROOT / "binwrn_jax" / "deploy"))
     done = subprocess.run([sys.executable, "-c", code, reader, *paths], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

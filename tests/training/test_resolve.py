@@ -4,6 +4,7 @@ import pytest
 
 from binwrn_jax import UserError, base_config, resolve
 from binwrn_jax.data.catalog import lookup
+from binwrn_jax.training import loop
 from binwrn_jax.training.resolve import continuation_conflict
 from binwrn_jax.training.variants import apply_variants
 
@@ -79,3 +80,15 @@ def test_configurations_of_notebooks_are_checked(fields, message):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"the configuration is a dict: take base_config\(\) and change it"):
         resolve(config.to_dict(), lookup("digits"), 1437)
+
+
+def test_the_folder_of_a_run_may_be_text(tmp_path, monkeypatch):
+    def started(run):
+        assert run.workdir == tmp_path / "run"
+        raise UserError("started")
+
+    monkeypatch.setattr(loop, "_train", started)
+    config = base_config()
+    config.data.name, config.model.depth, config.model.width, config.devices = "digits", 8, 0.25, 1
+    with pytest.raises(UserError, match="^started$"):
+        loop.train(config, str(tmp_path / "run"))
