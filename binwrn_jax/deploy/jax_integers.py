@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy import numpy_reader
 from binwrn_jax.deploy.numpy_reader import LIMITS, Integers
 from binwrn_jax.deploy.packed import PackedModel
 from binwrn_jax.deploy.predictor import in_batches
-from binwrn_jax.errors import UserError
 from binwrn_jax.evaluation import BATCH_SIZE
 
 Operation = dict[str, Any]
@@ -148,13 +148,7 @@ class IntegerModel:
         return in_batches(run, images, self.description["num_classes"], BATCH_SIZE, np.int32)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `binwrn_jax.evaluation.Predictor`.
-
-        Raises:
-          UserError: the images are no whole numbers from 0 to 255.
-        """
-        whole = images.astype(np.uint8)
-        if not np.array_equal(whole, images):
-            raise UserError("images of an integer network are whole numbers from 0 to 255")
+        """See `binwrn_jax.evaluation.Predictor`."""
+        images = check_images(images, self.description["image_shape"])
         scale = np.asarray(self._integers[self.packed.operations[-1]["out"]].scale)
-        return (self.raw_logits(whole).astype(np.float64) * scale).astype(np.float32)
+        return (self.raw_logits(images).astype(np.float64) * scale).astype(np.float32)

@@ -122,7 +122,13 @@ def test_a_program_in_c_is_no_model_to_run(tmp_path):
         open_model(str(Path("nowhere")))
 
 
-@pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
+@pytest.mark.parametrize(
+    "known",
+    [
+        pytest.param(known, id=known.name, marks=[pytest.mark.slow] * (known.name == "web"))
+        for known in FORMATS
+    ],
+)
 def test_every_predictor_checks_its_images(tmp_path, known):
     """Else floats from 0 to 1, negative or larger numbers and NaN give wrong logits."""
     image = golden_model().golden_image

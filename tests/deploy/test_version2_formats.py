@@ -61,11 +61,10 @@ def test_an_onnx_file_holds_the_packed_model_bit_for_bit(case, tmp_path):
     assert list(again.kernels) == list(packed.kernels)
 
 
-@pytest.mark.parametrize("keep_packed", [False, True])
 @pytest.mark.parametrize("case", [None], indirect=True, ids=name_of)
-def test_jax_gives_the_logits_of_numpy(case, keep_packed):
+def test_jax_gives_the_logits_of_numpy(case):
     packed, images, expected = case
-    assert_close(LoadedModel(packed, keep_packed)(images), expected)
+    assert_close(LoadedModel(packed)(images), expected)
 
 
 @pytest.mark.slow

@@ -90,5 +90,5 @@ def test_the_folder_of_a_run_may_be_text(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_train", started)
     config = base_config()
     config.data.name, config.model.depth, config.model.width, config.devices = "digits", 8, 0.25, 1
-    with pytest.raises(UserError, match="^started$"):
+    with pytest.raises(UserError, match=r"^started$"):
         loop.train(config, str(tmp_path / "run"))

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from binwrn_jax.data.arrays import check_images
 from binwrn_jax.deploy import native
 from binwrn_jax.deploy.packed import PackedModel, read_packed, write_packed
 from binwrn_jax.errors import UserError, require
@@ -189,7 +190,7 @@ class WebPredictor:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `binwrn_jax.evaluation.Predictor`."""
-        images = np.ascontiguousarray(images, np.uint8)
+        images = np.ascontiguousarray(check_images(images, self.description["image_shape"]))
         size = 4 * len(images) * self._call("classes", self._model)
         pixels, out = self._copy(images.tobytes()), self._call("allocate", size)
         if self._call("run", self._model, pixels, len(images), out):
