@@ -180,7 +180,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in paths:
     try:
         model, shape = load(path), tuple(map(int, path.rsplit("/")[-1].split("-")[1:]))
-        model(np.zeros((8, *shape), np.uint8))
+        model(np.zeros((1 if reader == "C" else 8, *shape), np.uint8))
     except refused as error:
         print(error)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
