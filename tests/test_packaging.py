@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,10 @@ def test_a_wheel_works_in_an_empty_folder(tmp_path):
     if built.returncode:
         pytest.skip(f"no wheel can be built here: {built.stderr[-200:]!r}")
     (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for path in (ROOT / "binwrn_jax" / "deploy" / "web").rglob("*.*"):
+        assert path.suffix == ".pyc" or path.relative_to(ROOT).as_posix() in names
     site, empty = tmp_path / "site", tmp_path / "empty"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
     empty.mkdir()

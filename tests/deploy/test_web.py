@@ -230,8 +230,11 @@ def test_the_module_crops_the_centre_as_predict_does(site, tmp_path):
         assert isinstance(answer, dict), (job, answer)
         ((_, reference),) = read_images(job["path"], tuple(job["shape"]), job["rule"])
         pixels = np.frombuffer(base64.b64decode(answer["data"]), np.uint8).reshape(answer["shape"])
+        differences = np.abs(pixels.astype(int) - reference)
+        with Image.open(job["path"]) as image:
+            side = round(min(image.size) * 224 / 256)
         # OpenCV's means of areas depend on the processor in their last bit.
-        assert np.abs(pixels.astype(int) - reference).max() <= 1, job
+        assert differences.max() <= (1 if side >= 2 * job["shape"][0] else 0), job
 
 
 @needs_node

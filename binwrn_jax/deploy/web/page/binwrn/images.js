@@ -157,13 +157,13 @@ function centerCrop(image, size) {
   const side = Math.max(1, roundHalfEven((Math.min(image.height, image.width) * 224) / 256));
   const top = (image.height - side) >> 1;
   const left = (image.width - side) >> 1;
-  const resize = side >= 2 * size ? areaPixel : linearPixel;
+  const [span, resize] = side >= 2 * size ? [areaSpan, areaPixel] : [linearSpan, linearPixel];
   const { channels } = image;
   const data = new Uint8Array(size * size * channels);
-  const spans = Array.from({ length: size }, (_, i) => (side >= 2 * size ? areaSpan : linearSpan)(i, side, size));
+  const [rows, columns] = [true, false].map((down) => Array.from({ length: size }, (_, i) => span(i, side, size, down)));
   for (let y = 0, at = 0; y < size; y++)
     for (let x = 0; x < size; x++)
-      for (let c = 0; c < channels; c++) data[at++] = resize(image, top, left, spans[y], spans[x], c);
+      for (let c = 0; c < channels; c++) data[at++] = resize(image, top, left, rows[y], columns[x], c);
   return { data, width: size, height: size, channels };
 }
 
@@ -189,15 +189,18 @@ function areaPixel({ data, width, channels }, top, left, rows, columns, c) {
   return roundHalfEven(sum / all);
 }
 
-/** Two neighbours with weights of 11 bits (OpenCV's INTER_LINEAR). */
-function linearSpan(i, side, size) {
+/** Two neighbours with weights of 11 bits (OpenCV's INTER_LINEAR). Beyond the border, rows keep their weights, which
+ * rounds otherwise than columns do. */
+function linearSpan(i, side, size, down) {
   const place = Math.fround((i + 0.5) * (side / size) - 0.5);
-  let first = Math.floor(place);
-  let share = Math.fround(place - first);
-  if (first < 0) (first = 0), (share = 0);
-  if (first >= side - 1) (first = side - 1), (share = 0);
-  const second = Math.min(first + 1, side - 1);
-  return [[first, roundHalfEven(Math.fround(1 - share) * 2048)], [second, roundHalfEven(share * 2048)]];
+  const first = Math.floor(place);
+  const outside = first < 0 || first >= side - 1;
+  const share = outside && !down ? 0 : Math.fround(place - first);
+  const clamp = (k) => Math.min(Math.max(k, 0), side - 1);
+  return [
+    [clamp(first), roundHalfEven(Math.fround(1 - share) * 2048)],
+    [clamp(first + 1), roundHalfEven(share * 2048)],
+  ];
 }
 
 function linearPixel({ data, width, channels }, top, left, rows, columns, c) {
