@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import time
@@ -48,7 +49,7 @@ class Timing:
       threads: processors that it could use.
       file_bytes: size of its file.
       load_s: seconds to open it.
-      memory_bytes: by which the process has grown, at its largest.
+      memory_bytes: by which the process has grown, at the most, from before it opened the file.
       latency_s: seconds for one image by percentile.
       images_per_s: in batches.
       batch: size of these.
@@ -67,7 +68,9 @@ class Timing:
     images: int
 
 
-def _peak_bytes() -> int:
+def _resident_bytes() -> int:
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -79,9 +82,10 @@ def _serve(connection: Connection, contestant: Contestant, threads: int) -> None
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     from binwrn_jax.deploy.formats import open_model
 
-    before = _peak_bytes()
-    begin = time.perf_counter()
     try:
+        open_model(contestant.path, runtime=contestant.opener)  # compiles what is compiled once for a machine
+        gc.collect()
+        before, begin = _resident_bytes(), time.perf_counter()
         model = open_model(contestant.path, runtime=contestant.opener)
     except UserError as error:
         connection.send(str(error))
@@ -95,7 +99,7 @@ def _serve(connection: Connection, contestant: Contestant, threads: int) -> None
                 begin = time.perf_counter()
                 model(images)
                 taken.append(time.perf_counter() - begin)
-            connection.send((taken, _peak_bytes()))
+            connection.send((taken, _resident_bytes()))
 
 
 @contextlib.contextmanager
@@ -159,7 +163,8 @@ def measure(
             for index, (connection, who) in enumerate(zip(connections, contestants, strict=True)):
                 for some in (single, together):
                     connection.send((some, seconds / ROUNDS if turn >= 0 else 0.0))
-                    times, peaks[index] = _answer(connection, who, _START_S + seconds)
+                    times, size = _answer(connection, who, _START_S + seconds)
+                    peaks[index] = max(peaks[index], size)
                     if turn >= 0:
                         taken[index][len(some)] += times
     return [
