@@ -18,6 +18,7 @@ assert train_step._cache_size() == 1
 assert result["n"] == 360 and result["error"] < 5, result
 assert (np.asarray(predictions) == np.asarray(flax_predictions)).all()
 assert size < 4 * weights / 10
+assert set(errors) == {"1bit", "32bit"} and max(errors.values()) < 50, errors
 """
 
 

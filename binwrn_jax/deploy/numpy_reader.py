@@ -224,7 +224,7 @@ def read_header(file: BinaryIO) -> Header:
     )
     metadata = parse_json(outer["binwrn"], "the metadata 'binwrn'")
     _demand(_field(metadata, "format") == FORMAT, f"format {_brief(metadata.get('format'))}, not {FORMAT!r}")
-    version = _check_version(metadata)
+    version = check_version(metadata)
     unknown = sorted(set(outer) - {"binwrn", CHECKSUM})
     _demand(not unknown, f"metadata {_brief(unknown[:1])} beside 'binwrn'")
     _demand((8 + length) % 8 == 0, "the tensors do not begin at a multiple of 8 bytes")
@@ -245,7 +245,7 @@ def read_header(file: BinaryIO) -> Header:
     return Header(metadata, entries, 8 + length, stated, first + text)
 
 
-def _check_version(metadata: dict[str, Any]) -> int:
+def check_version(metadata: dict[str, Any]) -> int:
     """The version of a file, all of whose features this program reads."""
     version = _field(metadata, "version")
     _demand(_is_int(version, 1, 2**31 - 1), f"version {_brief(version)} is no version number")

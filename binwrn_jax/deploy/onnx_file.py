@@ -203,8 +203,9 @@ def _metadata(properties: dict[str, str], path: str | Path) -> tuple[dict[str, A
         metadata = numpy_reader.parse_json(properties["binwrn"], "the metadata 'binwrn'")
         numpy_reader.check_description(metadata)
         golden = json.loads(properties["golden"])
-        if metadata["format"] != numpy_reader.FORMAT or metadata["version"] not in (1, 2):
-            raise ValueError(f"format {metadata['format']!r}, version {metadata['version']!r}")
+        if metadata["format"] != numpy_reader.FORMAT:
+            raise ValueError(f"format {metadata['format']!r}")
+        numpy_reader.check_version(metadata)
         image = np.frombuffer(base64.b64decode(golden["image"], validate=True), np.uint8)
         image = image.reshape(metadata["input"]["shape"])
         logits = np.array(golden["logits"], np.float32).reshape(metadata["num_classes"])
