@@ -21,7 +21,8 @@ static void float_conv(float *result, const float *x, const float *weights, cons
             const int in_x = column * w->stride_x - w->left + j * w->dilation_x;
             const float *pixel;
             if (in_y < 0 || in_y >= w->in_height || in_x < 0 || in_x >= w->in_width) continue;
-            pixel = x + ((size_t)in_y * (size_t)w->in_width + (size_t)in_x) * (size_t)w->in_channels + o / outputs * inputs;
+            pixel = x + ((size_t)in_y * (size_t)w->in_width + (size_t)in_x) * (size_t)w->in_channels;
+            pixel += o / outputs * inputs;
             for (c = 0; c < inputs; c++) sum += weight[c] * pixel[c];
           }
         *result++ = sum;

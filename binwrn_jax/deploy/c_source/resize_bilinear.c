@@ -21,7 +21,8 @@ static void resize_bilinear(float *result, const float *x, int in_height, int in
       for (c = 0; c < channels; c++) {
         const float *upper = x + ys[0] * row + c, *lower = x + ys[1] * row + c;
         const size_t left = xs[0] * (size_t)channels, right = xs[1] * (size_t)channels;
-        *result++ = (1 - v) * ((1 - u) * upper[left] + u * upper[right]) + v * ((1 - u) * lower[left] + u * lower[right]);
+        *result++ = (1 - v) * ((1 - u) * upper[left] + u * upper[right]) +
+                    v * ((1 - u) * lower[left] + u * lower[right]);
       }
     }
 }

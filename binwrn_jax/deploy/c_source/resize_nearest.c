@@ -7,6 +7,8 @@ static void resize_nearest(float *result, const float *x, int in_height, int in_
   int y, column, c;
   for (y = 0; y < in_height * down; y++)
     for (column = 0; column < in_width * across; column++)
-      for (c = 0; c < channels; c++)
-        *result++ = x[((size_t)(y / down) * (size_t)in_width + (size_t)(column / across)) * (size_t)channels + (size_t)c];
+      for (c = 0; c < channels; c++) {
+        const size_t pixel = (size_t)(y / down) * (size_t)in_width + (size_t)(column / across);
+        *result++ = x[pixel * (size_t)channels + (size_t)c];
+      }
 }

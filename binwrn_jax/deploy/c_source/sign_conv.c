@@ -25,7 +25,8 @@ static void sign_conv(float *result, const float *x, const uint8_t *bits, const 
             const float *pixel;
             size_t k = (size_t)(i * w->width + j) * (size_t)inputs;
             if (in_y < 0 || in_y >= w->in_height || in_x < 0 || in_x >= w->in_width) continue;
-            pixel = x + ((size_t)in_y * (size_t)w->in_width + (size_t)in_x) * (size_t)w->in_channels + o / outputs * inputs;
+            pixel = x + ((size_t)in_y * (size_t)w->in_width + (size_t)in_x) * (size_t)w->in_channels;
+            pixel += o / outputs * inputs;
             for (c = 0; c < inputs; c++, k++) sum += weights[k / 8] >> k % 8 & 1 ? pixel[c] : -pixel[c];
           }
         *result++ = sum;

@@ -114,6 +114,60 @@ static int positive(const char *text) {
   return *end || value < 1 || value > 1000000 ? 0 : (int)value;
 }
 
+/* Compares the logits of the golden image with those in the file; the exit status. */
+static int check_golden(const char *path, const binwrn_description *d, const float *logits) {
+  double largest = 0, error = 0;
+  int c;
+  for (c = 0; c < d->classes; c++) {
+    largest = fmax(largest, fabs((double)d->golden_logits[c]));
+    error = fmax(error, fabs((double)logits[c] - (double)d->golden_logits[c]));
+  }
+  printf("largest difference from the golden logits: %.2e of the largest logit\n", error / largest);
+  return error <= 1e-4 * largest ? 0 : fail(path, "the golden logits are not reproduced");
+}
+
+/* Runs images `repeat` times and prints the least time. */
+static binwrn_error run_timed(binwrn_model *model, const uint8_t *images, size_t count, float *logits, int repeat) {
+  double best = 1e30, processor = 1e30;
+  binwrn_error error = BINWRN_OK;
+  int r;
+  for (r = 0; r < repeat && !error; r++) {
+    const double wall = seconds(CLOCK_MONOTONIC), used = seconds(CLOCK_PROCESS_CPUTIME_ID);
+    error = binwrn_run(model, images, count, logits);
+    best = fmin(best, seconds(CLOCK_MONOTONIC) - wall);
+    processor = fmin(processor, seconds(CLOCK_PROCESS_CPUTIME_ID) - used);
+  }
+  if (!error)
+    fprintf(stderr, "%lu images in %.2f ms, processor time %.2f ms (least of %d runs)\n", (unsigned long)count, 1e3 * best,
+            1e3 * processor, repeat);
+  return error;
+}
+
+/* Names what is in a file, or on the golden image of the model at `path`; the exit status. */
+static int classify(const char *path, binwrn_model *model, const char *file, int repeat) {
+  const binwrn_description *d = binwrn_describe(model);
+  const int golden = strcmp(file, "golden") == 0;
+  size_t size = 0, start = 0, count = 1, n;
+  unsigned char *data = golden ? NULL : read_all(file, &size);
+  const char *why = golden ? NULL : data ? find_pixels(data, size, d, &start, &count) : "cannot be read";
+  float *logits = why ? NULL : malloc(count * (size_t)d->classes * sizeof *logits);
+  int status = 0;
+  if (!why && !logits) why = "not enough memory";
+  if (!why) {
+    const binwrn_error error = run_timed(model, golden ? d->golden_image : data + start, count, logits, repeat);
+    if (error) why = binwrn_error_name(error);
+  }
+  if (why) {
+    status = fail(file, why);
+  } else {
+    for (n = 0; n < count; n++) print_result(file, n, d, logits + n * (size_t)d->classes);
+    if (golden) status = check_golden(path, d, logits);
+  }
+  free(logits);
+  free(data);
+  return status;
+}
+
 int main(int argc, char **argv) {
   binwrn_options options = {0, NULL, 0};
   const binwrn_description *d;
@@ -144,50 +198,7 @@ int main(int argc, char **argv) {
           (unsigned long)(d->total_bytes / 1024), 1e3 * (seconds(CLOCK_MONOTONIC) - begin));
   if (!d->covered)
     fprintf(stderr, "note: %s is older than the checksum of all bytes: damage is found in the convolutions only\n", path);
-  for (; i < argc && !status; i++) {
-    const int golden = strcmp(argv[i], "golden") == 0;
-    size_t size = 0, start = 0, count = 1, n;
-    unsigned char *data = golden ? NULL : read_all(argv[i], &size);
-    const char *why = golden ? NULL : data ? find_pixels(data, size, d, &start, &count) : "cannot be read";
-    float *logits = why ? NULL : malloc(count * (size_t)d->classes * sizeof *logits);
-    if (!why && !logits) why = "not enough memory";
-    if (why) {
-      status = fail(argv[i], why);
-    } else {
-      const uint8_t *images = golden ? d->golden_image : data + start;
-      double best = 1e30, processor = 1e30;
-      binwrn_error error = BINWRN_OK;
-      int r;
-      for (r = 0; r < repeat && !error; r++) {
-        const double wall = seconds(CLOCK_MONOTONIC), used = seconds(CLOCK_PROCESS_CPUTIME_ID);
-        error = binwrn_run(model, images, count, logits);
-        if (seconds(CLOCK_MONOTONIC) - wall < best) best = seconds(CLOCK_MONOTONIC) - wall;
-        if (seconds(CLOCK_PROCESS_CPUTIME_ID) - used < processor)
-          processor = seconds(CLOCK_PROCESS_CPUTIME_ID) - used;
-      }
-      if (error) {
-        status = fail(argv[i], binwrn_error_name(error));
-        free(logits);
-        free(data);
-        continue;
-      }
-      for (n = 0; n < count; n++) print_result(argv[i], n, d, logits + n * (size_t)d->classes);
-      fprintf(stderr, "%lu images in %.2f ms, processor time %.2f ms (least of %d runs)\n", (unsigned long)count,
-              1e3 * best, 1e3 * processor, repeat);
-      if (golden) {
-        double largest = 0, error = 0;
-        int c;
-        for (c = 0; c < d->classes; c++) {
-          largest = fmax(largest, fabs((double)d->golden_logits[c]));
-          error = fmax(error, fabs((double)logits[c] - (double)d->golden_logits[c]));
-        }
-        printf("largest difference from the golden logits: %.2e of the largest logit\n", error / largest);
-        if (!(error <= 1e-4 * largest)) status = fail(path, "the golden logits are not reproduced");
-      }
-    }
-    free(logits);
-    free(data);
-  }
+  for (; i < argc && !status; i++) status = classify(path, model, argv[i], repeat);
   binwrn_free(model);
   fprintf(stderr, "peak memory %.1f MB\n", peak_memory());
   return status;

@@ -5,8 +5,9 @@
  * tile needs; all taps of the window and all output channels look up there. The sums of the tile stay in the scratch
  * memory of the thread until all chunks are done. Float kernels go the same way: the table of one input is the input.
  *
- * In a 1x1 convolution each input pixel belongs to one output pixel. So its pixels may stand in rows of PIXELS, whatever
- * the image's width; a tile is one row, and several chunks are taken at a time, as if they were taps of a window. */
+ * In a 1x1 convolution each input pixel belongs to one output pixel. So its pixels may stand in rows of PIXELS,
+ * whatever the image's width; a tile is one row, and several chunks are taken at a time, as if they were taps of a
+ * window. */
 #include <string.h>
 
 #include "internal.h"

@@ -1,5 +1,5 @@
-/* The functions of `elementwise`, and loops over them that compilers turn into vectors; in a header, so that each kernel
- * compiles them for its processor. Errors are below 1e-6 of the value, or 1e-7. */
+/* The functions of `elementwise`, and loops over them that compilers turn into vectors; in a header, so that each
+ * kernel compiles them for its processor. Errors are below 1e-6 of the value, or 1e-7. */
 #ifndef BINWRN_FUNCTIONS_H
 #define BINWRN_FUNCTIONS_H
 

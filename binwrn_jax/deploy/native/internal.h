@@ -7,7 +7,8 @@
 
 #include "binwrn.h"
 
-/* Output pixels of a row that a kernel works on at a time; one fewer where rows are multiples of that (56, 28, 14, 7). */
+/* Output pixels of a row that a kernel works on at a time; one fewer where rows are multiples of that (56, 28, 14,
+ * 7). */
 #define PIXELS 8
 /* A tile's tables should stay in the first level cache, beside the weights and some sums. */
 #define TABLE_BYTES 32768

@@ -5,8 +5,8 @@
 #include "functions.h"
 #include "internal.h"
 
-/* Four floats that the compiler turns into what the processor has. How they are passed, of which compilers warn where it has
- * no vectors, does not matter in functions of this file alone. */
+/* Four floats that the compiler turns into what the processor has. How they are passed, of which compilers warn where
+ * it has no vectors, does not matter in functions of this file alone. */
 #pragma GCC diagnostic ignored "-Wpsabi"
 typedef float floats4 __attribute__((vector_size(16)));
 typedef int32_t bits4 __attribute__((vector_size(16)));

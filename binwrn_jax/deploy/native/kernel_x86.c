@@ -49,13 +49,14 @@ static uint32_t code16(unsigned bits, int slot) {
 TARGET_16 static void tables16(const float *x, size_t step, int pixels, int n, const affine *before, int slots,
                                float *tables) {
   float stage[MAX_STAGE];
-  const __m512i one = _mm512_set1_epi32(0x3f800000), index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i one = _mm512_set1_epi32(0x3f800000), top = _mm512_set1_epi32((int)0x80000000u);
+  const __m512i index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const int whole = n == BUNDLE5 * slots && !before->scale;
   __m512 sign[4];
   int g, i;
   for (i = 0; i < 4; i++) { /* +1 where bit i of the index is set, otherwise -1 */
     __m512i bit = _mm512_slli_epi32(_mm512_srli_epi32(index, (unsigned)i), 31);
-    sign[i] = _mm512_castsi512_ps(_mm512_or_si512(one, _mm512_andnot_si512(bit, _mm512_set1_epi32((int)0x80000000u))));
+    sign[i] = _mm512_castsi512_ps(_mm512_or_si512(one, _mm512_andnot_si512(bit, top)));
   }
   for (; pixels--; x += step, tables += SLOTS6 * TABLE16) {
     const float *inputs = whole ? x : stage;
@@ -72,17 +73,19 @@ TARGET_16 static void tables16(const float *x, size_t step, int pixels, int n, c
 
 /* With `adds`, some signs are applied by changing a bit, and those sums by additions: for processors that add elsewhere
  * than they multiply. */
-TARGET_16 __attribute__((always_inline)) static inline void sum16(float *sums, int pixels, int first, const uint32_t *words,
-                                                                  const float *tables, const uint32_t *taps,
-                                                                  int tap_count, int slots, int adds) {
+TARGET_16 __attribute__((always_inline)) static inline void sum16(float *sums, int pixels, int first,
+                                                                  const uint32_t *words, const float *tables,
+                                                                  const uint32_t *taps, int tap_count, int slots,
+                                                                  int adds) {
   const __m512i top = _mm512_set1_epi32((int)0x80000000u), one = _mm512_set1_epi32(0x3f800000);
   int t, g;
 #define LOAD(p) __m512 a##p = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + LANES16 * p);
 #define STEP(p) \
   { \
     const __m512 sum = _mm512_permutexvar_ps(word, _mm512_load_ps(table + p * SLOTS6 * TABLE16)); \
-    if (adds && p % 4 == 3) /* sum ^ (word & top) */ \
-      a##p = _mm512_add_ps(a##p, _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(sum), word, top, 0x78))); \
+    const __m512i bits = _mm512_castps_si512(sum); \
+    if (adds && p % 4 == 3) /* bits ^ (word & top) */ \
+      a##p = _mm512_add_ps(a##p, _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bits, word, top, 0x78))); \
     else \
       a##p = _mm512_fmadd_ps(sum, sign, a##p); \
   }

@@ -41,8 +41,8 @@ static void take_over(loader *l, int i, node *c) {
 }
 
 /* Joins what one pass over the data can do: a convolution into the only affine that reads it, and that into the only
- * sum; an affine that is left into the only convolution that reads it. A depthwise convolution would compute that affine
- * for each of its taps, and where values are compared with MAX_VALUE, this one would not be there. */
+ * sum; an affine that is left into the only convolution that reads it. A depthwise convolution would compute that
+ * affine for each of its taps, and where values are compared with MAX_VALUE, this one would not be there. */
 static void fuse(loader *l) {
   int i, k;
   node *c;

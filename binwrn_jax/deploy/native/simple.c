@@ -97,8 +97,10 @@ static void resize_row(const operation *op, int y, float *out) {
       continue;
     }
     across = between(x, op->stride[1], op->in.width, xs);
-    a = op->x + (size_t)ys[0] * row + (size_t)xs[0] * channels, b = op->x + (size_t)ys[0] * row + (size_t)xs[1] * channels;
-    d = op->x + (size_t)ys[1] * row + (size_t)xs[0] * channels, e = op->x + (size_t)ys[1] * row + (size_t)xs[1] * channels;
+    a = op->x + (size_t)ys[0] * row + (size_t)xs[0] * channels;
+    b = op->x + (size_t)ys[0] * row + (size_t)xs[1] * channels;
+    d = op->x + (size_t)ys[1] * row + (size_t)xs[0] * channels;
+    e = op->x + (size_t)ys[1] * row + (size_t)xs[1] * channels;
     for (c = 0; c < channels; c++)
       out[c] = (1 - down) * ((1 - across) * a[c] + across * b[c]) + down * ((1 - across) * d[c] + across * e[c]);
   }
