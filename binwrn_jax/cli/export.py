@@ -43,6 +43,7 @@ from binwrn_jax.hub.huggingface import resolve
 from binwrn_jax.store.model import Model
 
 IMAGES = 100
+EXAMPLES = 8
 CALIBRATION_IMAGES = 256
 
 
@@ -57,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coding",
         choices=("entropy",),
         help="packed files: code the bits without loss, which only readers of version 2 of the format take",
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        metavar="N",
+        help=f"web: test images to try on the page, 0 for none; default {EXAMPLES}, none of own data",
     )
     parser.add_argument(
         "--activations",
@@ -84,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Exports, reads back, compares, and prints the result."""
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}: it must be at least 1")
+    if arguments.examples is not None and (arguments.examples < 0 or arguments.format != "web"):
+        raise UserError("--examples is a number of at least 0, for --format web")
     known, output = get_format(arguments.format), arguments.output
     arguments.model = resolve(arguments.model)
     if arguments.coding:
@@ -93,7 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check_output(known, output, arguments.model)
     packed, images, source, (reference, notes) = _read_source(arguments)
     if known.name == "web" and "RANDOM" not in source:
-        known = dataclasses.replace(known, write=partial(write_web, examples=images))
+        public = packed.metadata.get("dataset") in DATASETS  # own images are shown only if they are asked for
+        count = (EXAMPLES if public else 0) if arguments.examples is None else arguments.examples
+        known = dataclasses.replace(known, write=partial(write_web, examples=images[:count]))
     changes: list[str] = []
     if arguments.activations == "int8":
         packed, reference, changes = _in_integers(arguments, packed, images, reference)

@@ -15,6 +15,8 @@ from coded_corpus import coded_model
 from PIL import Image, PngImagePlugin
 from version2_networks import random_file
 
+import binwrn_jax
+from binwrn_jax.cli import export
 from binwrn_jax.cli.main import main
 from binwrn_jax.data.images import read_images
 from binwrn_jax.deploy import web
@@ -80,6 +82,16 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, site):
         web.WebPredictor(web.build().read_bytes(), tmp_path / "m")
 
 
+def test_the_npm_package_has_this_version_and_all_its_files(site):
+    package = json.loads((site / "binwrn" / "package.json").read_text())
+    assert package["version"] == binwrn_jax.__version__
+    assert all((site / "binwrn" / name).is_file() for name in package["files"])
+    imported = set(
+        re.findall(r'from "\./([\w.]+)"', "".join(p.read_text() for p in (site / "binwrn").glob("*.js")))
+    )
+    assert imported | {"binwrn.js", "binwrn.d.ts", "binwrn.wasm.gz"} <= set(package["files"])
+
+
 def test_the_page_asks_no_other_server(site):
     allowed = {"http://localhost:8000", "https://arxiv.org", "http://www.w3.org"}  # text, a link, a namespace
     for path in site.rglob("*"):
@@ -99,7 +111,8 @@ def test_the_folder_is_small_and_the_same_twice(tmp_path, site):
     }
     for name in names:
         assert (site / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    beside = sum((site / name).stat().st_size for name in names if str(name) != web.MODEL)
+    unread = (web.MODEL, "binwrn/README.md", "binwrn/package.json", "binwrn/binwrn.d.ts")  # by the page
+    beside = sum((site / name).stat().st_size for name in names if name.as_posix() not in unread)
     assert beside <= 120_000 - web._MAX_EXAMPLE_BYTES + (site / web.EXAMPLES).stat().st_size
     assert (site / web.MODEL).stat().st_size < 4_500  # coded
 
@@ -113,11 +126,29 @@ def test_the_command_line_writes_a_folder_and_replaces_no_other(tmp_path, capsys
     assert "WebAssembly: 3 predictions identical" in out and "python3 -m http.server" in out
     assert not (folder / web.EXAMPLES).exists()  # random images are no examples
     assert main(export) == 0
+    assert main([*export, "--examples", "-1"]) == 2
+    assert main([*export[:2], "--format", "c", "--examples", "1", "--output", str(tmp_path / "m.c")]) == 2
+    assert capsys.readouterr().err.count("--examples is a number of at least 0, for --format web") == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("mine")
     assert main([*export[:-1], str(tmp_path / "mine")]) == 2
     assert "is no web folder" in capsys.readouterr().err
     assert (tmp_path / "mine" / "index.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("public", "options", "shown"), [(True, [], 8), (True, ["2"], 2), (False, [], 0), (False, ["3"], 3)]
+)
+def test_own_images_are_on_the_page_only_if_asked_for(tmp_path, monkeypatch, public, options, shown):
+    packed = coded_model()
+    name = "cifar10" if public else "folder:/private"
+    write_packed(dataclasses.replace(packed, metadata={**packed.metadata, "dataset": name}), tmp_path / "m")
+    monkeypatch.setattr(export, "images_for", lambda *_: (images_for(packed, 12), "12 real images"))
+    command = ["export", str(tmp_path / "m"), "--format", "web", "--output", str(tmp_path / "site")]
+    assert main([*command, *(["--examples", *options] if options else [])]) == 0
+    index = (tmp_path / "site" / "index.html").read_text()
+    assert f'data-examples="{shown}"' in index
+    assert (tmp_path / "site" / web.EXAMPLES).exists() is (shown > 0)
 
 
 @pytest.mark.parametrize("missing", ["ziglang", "wasmtime"])

@@ -42,8 +42,8 @@ _FLAGS = (
 )
 _EXPORTS = ("allocate", "release", "message", "message_length", "load", "free_model", "run", "classes")
 
-# Pictures to try on the page: no more of them, and no more bytes.
-_MAX_EXAMPLES, _MAX_EXAMPLE_BYTES = 8, 20_000
+# Of the pictures to try on the page; more are left out.
+_MAX_EXAMPLE_BYTES = 20_000
 
 
 # --- the program --------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _sprite(examples: np.ndarray | None) -> tuple[int, bytes]:
     """How many pictures, and a PNG file that has them beside each other."""
     import PIL.Image
 
-    for count in range(min(_MAX_EXAMPLES, 0 if examples is None else len(examples)), 0, -1):
+    for count in range(0 if examples is None else len(examples), 0, -1):
         assert examples is not None
         height, width, channels = examples.shape[1:]
         if channels not in (1, 3):
@@ -148,9 +148,10 @@ def summary_of_web(folder: Path) -> str:
     files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     loaded = {name: size for name, size in files.items() if not name.endswith((".d.ts", ".json", ".md"))}
     rest = sum(loaded.values()) - loaded[MODEL]
+    shown = f" ({EXAMPLES} has test images)" if EXAMPLES in loaded else ""
     return (
         f"{sum(loaded.values()):,} bytes to load, "
-        f"{loaded[MODEL]:,} of the model and {rest:,} of page and program; "
+        f"{loaded[MODEL]:,} of the model and {rest:,} of page and program{shown}; "
         f"look at it: python3 -m http.server --directory {folder} 8000, then http://localhost:8000"
     )
 
