@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gzip
 import json
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -165,6 +167,15 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, capsys, mo
     assert main(["export", str(model), "--format", "web", "--output", str(tmp_path / "site")]) == 2
     assert "pip install 'binwrn-jax[web]'" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors"]
+
+
+def test_a_compiler_of_the_users_is_taken(tmp_path, monkeypatch, site):
+    clang = tmp_path / "my-clang"
+    clang.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang cc "$@"\n')
+    clang.chmod(0o700)
+    monkeypatch.setenv("WASM_CC", str(clang))
+    monkeypatch.setattr(web, "require", lambda module, purpose: pytest.fail(f"{purpose} took {module}"))
+    assert web.build().read_bytes() == gzip.decompress((site / web.PROGRAM).read_bytes())
 
 
 def test_a_compiler_of_the_users_that_is_not_there_is_named(monkeypatch):
