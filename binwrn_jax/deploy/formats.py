@@ -144,6 +144,7 @@ FORMATS = (
         summary=lambda path, packed: summary_of_web(path),
         extra="web",
         mark=MARK,
+        integers=True,
     ),
 )
 

@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 from coded_corpus import coded_model
+from integer_networks import random_integer_model
 from PIL import Image, PngImagePlugin
 from version2_networks import random_file
 
@@ -63,6 +64,14 @@ def test_the_program_gives_the_logits_of_the_definition(site):
     np.testing.assert_allclose(
         web.open_web(site)(images), reference, rtol=0, atol=1e-5 * np.abs(reference).max()
     )
+
+
+def test_the_program_gives_the_integers_of_the_definition_to_the_last_bit(tmp_path):
+    packed = random_integer_model(5)
+    web.write_web(packed, tmp_path / "site")
+    images = images_for(packed, 3)
+    reference = open_numpy(tmp_path / "site" / web.MODEL)(images)
+    np.testing.assert_array_equal(web.open_web(tmp_path / "site")(images), reference)
 
 
 @pytest.mark.parametrize("kernel", [None, "plain"])
