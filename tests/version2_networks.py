@@ -57,7 +57,7 @@ class Version2(Network):
         channels = values.shape[3]
         mean, spread = values.mean((0, 1, 2)), values.std((0, 1, 2))
         scale = self.rng.uniform(0.5, 1.5, channels) * self.rng.choice([-1, 1], channels) * gain
-        scale /= np.maximum(spread, 0.2 * np.abs(mean) + 1e-3)  # not what rounding leaves of a constant
+        scale /= np.maximum(spread, 0.2 * np.abs(mean) + 0.05)  # not what rounding leaves of a constant
         offset = self.rng.normal(size=channels) * 0.3 * gain - mean * scale
         self.affines[name] = (np.float32(scale), np.float32(offset))
         return self._add("affine", [x], self.shapes[x], tensor=name, **limits)
