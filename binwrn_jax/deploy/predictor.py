@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float32, Num, Shaped
 
 from binwrn_jax.data.arrays import check_images
 from binwrn_jax.evaluation import BATCH_SIZE
@@ -55,7 +55,7 @@ def in_batches(
     num_classes: int,
     batch_size: int,
     dtype: type = np.float32,
-) -> Float[np.ndarray, "N {num_classes}"]:
+) -> Num[np.ndarray, "N {num_classes}"]:
     """Runs a jitted network on any number of images, see `JaxPredictor`; `dtype` ``[N, num_classes]``."""
     logits: np.ndarray = np.empty((len(images), num_classes), dtype)
     for start in range(0, len(images), batch_size):
