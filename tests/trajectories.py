@@ -5,8 +5,9 @@ earlier on one machine has the other bit there, and from then on the two train a
 compared after one step from the same state, and losses as long as all signs agree; the signs that differ
 are counted.
 
-As a program: `python tests/trajectories.py OUT.npz --config=...` trains by the loop's own step and saves what
-`Trajectory` has; options for several processes as of train.py.
+As a program: `python tests/trajectories.py OUT.npz STEPS [--smooth] --config=...` trains by the loop's own
+step and saves what `Trajectory` has; options for several processes as of train.py. ``--smooth`` puts softplus
+in the place of ReLU, so that no rounding moves a number across its corner.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -72,6 +74,9 @@ def main(argv: list[str]) -> None:
     from binwrn_jax.training.step import jit_train_step
 
     out, steps = Path(argv[1]), int(argv[2])
+    if "--smooth" in argv:
+        argv.remove("--smooth")
+        nn.relu = jax.nn.softplus
     processes, rest = take_processes([argv[0], *argv[3:]])
     config = parse_flags(rest, "digits").config
     initialize(processes)
