@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from wandb_records import history, records
 
 from binwrn_jax import base_config, train
 from binwrn_jax.training.loggers import PROJECT
@@ -55,29 +56,17 @@ def test_tensorboard(workdir, expected):
 
 def test_wandb(workdir, expected):
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
     ids, losses, artifacts, config = set(), [], set(), {}
-    files = sorted((workdir / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(files) == 2
-    for path in files:
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record.FromString(data)
-            if record.HasField("run"):
-                ids.add(record.run.run_id)
-                config |= {item.key: item.value_json for item in record.run.config.update}
-            if record.HasField("artifact"):
-                artifacts |= {entry.path for entry in record.artifact.manifest.contents}
-            if record.HasField("request") and record.request.HasField("log_artifact"):
-                contents = record.request.log_artifact.artifact.manifest.contents
-                artifacts |= {entry.path for entry in contents}
-            if record.HasField("history"):
-                items = {"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
-                if "train/loss" in items:
-                    losses.append((int(items["_step"]), float(items["train/loss"])))
+    for record in records(workdir):
+        if record.HasField("run"):
+            ids.add(record.run.run_id)
+            config |= {item.key: item.value_json for item in record.run.config.update}
+        for artifact in (record.artifact, record.request.log_artifact.artifact):
+            artifacts |= {entry.path for entry in artifact.manifest.contents}
+        items = history(record)
+        if "train/loss" in items:
+            losses.append((int(items["_step"]), float(items["train/loss"])))
+    assert len(list((workdir / "wandb").glob("offline-run-*"))) == 2  # two processes of one run
     assert ids == {json.loads((workdir / "loggers.json").read_text())["wandb"]}
     assert json.loads(config["model.width"]) == 0.25
     assert losses == expected[0]

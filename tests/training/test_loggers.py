@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from wandb_records import history, records
 
 from binwrn_jax.errors import UserError
 from binwrn_jax.training import loggers
@@ -67,21 +68,13 @@ def test_wandb_offline_keeps_one_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     log_run(tmp_path, "wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
     ids, losses = set(), []
-    for path in sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record.FromString(data)
-            if record.HasField("run"):
-                ids.add(record.run.run_id)
-            if record.HasField("history"):
-                items = {"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
-                if "train/loss" in items:
-                    losses.append((int(items["_step"]), round(float(items["train/loss"]), 6)))
+    for record in records(tmp_path):
+        if record.HasField("run"):
+            ids.add(record.run.run_id)
+        items = history(record)
+        if "train/loss" in items:
+            losses.append((int(items["_step"]), round(float(items["train/loss"]), 6)))
     assert ids == {json.loads((tmp_path / "loggers.json").read_text())["wandb"]}
     assert losses == [(10, 0.1), (20, 0.05), (20, 0.05), (30, 0.033333)]
 
