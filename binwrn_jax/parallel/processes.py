@@ -51,11 +51,12 @@ __all__ = [
     "primary_first",
     "process_count",
     "process_index",
+    "wait_for_all",
 ]
 
 # If there is nothing to wait for, the watch ends the waiting process.
 WAIT_MS = 7 * 24 * 3600 * 1000
-_FIRST, _START, _END = "binwrn/first/", "binwrn/start", "binwrn/end"
+_FIRST, _ALL, _START, _END = "binwrn/first/", "binwrn/all/", "binwrn/start", "binwrn/end"
 _calls = itertools.count()
 
 
@@ -140,13 +141,26 @@ def job(processes: Processes = Processes()) -> Iterator[None]:  # noqa: B008, im
 
 def _leave(watch: Watch) -> None:
     """Waits for the other processes, and leaves the job."""
-    try:
-        client: Any = global_state.client
-        client.wait_at_barrier(_END, WAIT_MS)
-    except RuntimeError:
-        threading.Event().wait()  # one of them has failed: the watch ends this process
+    _wait_at(_END)
     watch.finish()
     jax.distributed.shutdown()
+
+
+def _wait_at(name: str) -> None:
+    client: Any = global_state.client
+    try:
+        client.wait_at_barrier(name, WAIT_MS)
+    except RuntimeError:
+        threading.Event().wait()  # one of them has failed: the watch ends this process
+
+
+def wait_for_all() -> None:
+    """Returns when all processes have come here; if one fails before, all end.
+
+    Every process must make the same calls in the same order.
+    """
+    if process_count() > 1:
+        _wait_at(f"{_ALL}{next(_calls)}")
 
 
 def broadcast_from_primary(function: Callable[[], Any]) -> Any:

@@ -70,6 +70,7 @@ def locked(workdir: Path) -> Iterator[None]:
                     "give a --workdir that all machines share"
                 )
             time.sleep(0.1)
+        distributed.wait_for_all()  # nothing is written in a folder that is not everybody's
         yield
 
 

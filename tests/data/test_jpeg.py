@@ -11,7 +11,6 @@ import pickle
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.special
+from tfrecords import to_tfrecord
 
 from binwrn_jax.cli.main import main
 from binwrn_jax.data import jpeg as imagenet
@@ -441,18 +441,6 @@ def test_damage_is_reported_in_one_line(root, tmp_path):
 
 
 # --- TFRecord ---------------------------------------------------------------------------------------------
-
-
-def to_tfrecord(folder):
-    """Turns a prepared folder into the older format."""
-    for path in folder.glob("*.array_record-*"):
-        shard = records.Shard(str(path), 0, COUNTS[path.name.split("-")[1].split(".")[0]], 0)
-        source = records.ArrayRecords([shard])
-        content = [struct.pack("<Q4x", len(r)) + r + bytes(4) for r in source.read(range(len(source)))]
-        (folder / path.name.replace("array_record", "tfrecord")).write_bytes(b"".join(content))
-        path.unlink()
-    info = folder / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
 
 
 def test_tfrecords_are_read_at_random(root, tmp_path, monkeypatch):

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tarfile
@@ -29,6 +28,7 @@ import numpy as np
 import pytest
 import scipy.io
 import sklearn.datasets
+from tfrecords import to_tfrecord
 
 from binwrn_jax.cli import main as cli
 from binwrn_jax.data import loading, prepare
@@ -408,21 +408,6 @@ def test_data_dir_before_environment_before_home(tiny_cifar10, tmp_path, monkeyp
     monkeypatch.setenv("HOME", str(tmp_path))
     root.rename(tmp_path / "tensorflow_datasets")
     assert len(load("cifar10", "train").labels) == 12
-
-
-def to_tfrecord(folder):
-    """Turns a prepared folder into the older format."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    for path in folder.glob("*.array_record-*"):
-        with ArrayRecordDataSource(str(path)) as source:
-            records = source.__getitems__(list(range(len(source))))
-        parts = [[struct.pack("<Q", len(record)), record] for record in records]
-        content = b"".join(part + masked_crc(part) for pair in parts for part in pair)
-        (folder / path.name.replace("array_record", "tfrecord")).write_bytes(content)
-        path.unlink()
-    info = folder / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
 
 
 def test_tfrecord_folders(tiny_cifar10):
