@@ -54,11 +54,11 @@ def digits():
     return images[..., None].repeat(3, 3), found.target
 
 
-def trained_for_a_while(apply, variables, steps=60):
+def trained_for_a_while(apply, variables, steps=400):
     """The variables after some steps on digits; the loss must fall."""
     images, labels = digits()
     numbers, rest = eqx.partition(variables, eqx.is_inexact_array)
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.adam(1e-2)
 
     def loss(numbers, images, labels):
         logits = apply(eqx.combine(numbers, rest), images)
@@ -72,10 +72,10 @@ def trained_for_a_while(apply, variables, steps=60):
 
     state, losses = optimizer.init(numbers), []
     for start in range(steps):
-        some = slice(start * 28, start * 28 + 32)
+        some = (np.arange(32) + 32 * start) % len(images)
         numbers, state, value = step(numbers, state, images[some], labels[some])
         losses.append(float(value))
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]), losses
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:5]), losses[::20]
     return eqx.combine(numbers, rest)
 
 
