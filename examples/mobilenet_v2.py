@@ -49,6 +49,28 @@ class MobileNetV2(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
 
 
+class OneBitMobileNetV2(nn.Module):
+    """The same as one module that binarises its own kernels, for `binwrn train` and `binwrn preflight`."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        """Logits of uint8 images ``[N, H, W, C]``."""
+
+        def used(variables):
+            return {"params": binarize(variables["params"], ONE_BIT)}
+
+        # Latent kernels start as those of any network: they are binarised when they are used.
+        kind = MobileNetV2 if self.is_initializing() else nn.map_variables(MobileNetV2, "params", used)
+        return kind(self.num_classes, name="network")(images, train)
+
+
+def create(config):
+    """From this folder: ``binwrn train --config.model.type=mobilenet_v2:create``."""
+    return OneBitMobileNetV2(config.num_classes)
+
+
 BATCH = 32
 network = MobileNetV2(num_classes=10)
 

@@ -180,8 +180,10 @@ mkdir -p $mount/runs/$RUN"
 }
 
 smoke() {
+  local flag data=""
+  for flag in $FLAGS; do case "$flag" in --config.data.*) data+=" $flag" ;; esac; done
   on_workers all "set -euo pipefail; cd \$HOME/binwrn; \
-TFDS_DATA_DIR=$DATA .venv/bin/python train.py --config=configs/imagenet.py:smoke --workdir=$mount/runs/smoke-$commit"
+TFDS_DATA_DIR=$DATA .venv/bin/python train.py --config=configs/imagenet.py:smoke --workdir=$mount/runs/smoke-$commit$data"
 }
 
 preflight() {

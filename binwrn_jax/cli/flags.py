@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from binwrn_jax.errors import UserError
 from binwrn_jax.parallel.identity import TIMEOUT_SECONDS, Processes
 from binwrn_jax.training.config import flatten, nearest_field
+from binwrn_jax.training.workdir import local_folder
 
 USAGE = """usage: binwrn train [--config=NAME[:SPEC]] [--workdir=DIR] [--config.FIELD=VALUE ...]
 
@@ -117,10 +118,8 @@ def parse_flags(argv: list[str], default_config: Path | str) -> CommandLine:
     name, _, spec = (files[-1].partition("=")[2] if files else str(default_config)).partition(":")
     path = find_config(name)
     config, given = _override(load_config(path, spec), [argv[0], *rest])
-    if "://" in given:
-        raise UserError(f"--workdir {given} is no folder: mount the bucket, see tpu/README.md")
     label = re.sub(r"[^\w.-]+", "_", f"{Path(name).stem}:{spec}").strip("_")
-    workdir = Path(given or f"runs/{label}-seed{config.seed}")
+    workdir = local_folder(given or f"runs/{label}-seed{config.seed}")
     return CommandLine(config, workdir, help_wanted, f"{path}:{spec}".removesuffix(":"))
 
 

@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -161,9 +162,15 @@ class OwnDataset:
         more = f"; and {len(broken) - _MOST_NAMED} more" if len(broken) > _MOST_NAMED else ""
         raise UserError(
             f"{len(broken)} of {total:,} images cannot be decoded: {named}{more}. Replace or remove them, "
-            f"or leave them out with --config.data.skip_broken=True; `binwrn data {self.source.name}` "
+            f"or leave them out with --config.data.skip_broken=True; `{self._command()}` "
             "lists them"
         )
+
+    def _command(self) -> str:
+        """What describes these images, as it can be typed."""
+        columns = {"image": self.options.image_column, "label": self.options.label_column}
+        given = [f"--{kind}-column={name}" for kind, name in columns.items() if name]
+        return shlex.join(["binwrn", "data", self.source.name, *given])
 
     def _image_shape(self) -> tuple[int, int, int]:
         whole = [(one, one.whole) for one in self.surveys.values()]

@@ -21,6 +21,7 @@ import glob
 import io
 import logging
 import os
+import shlex
 import shutil
 import sys
 import types
@@ -43,7 +44,12 @@ log = logging.getLogger(__name__)
 _IMAGENET_COMMON = "tensorflow_datasets.datasets.imagenet2012.imagenet_common"
 
 
-def _check_manual_downloads(info: DatasetInfo, manual: str) -> None:
+def _command(info: DatasetInfo, root: str, manual: str) -> str:
+    """What prepares a data set in the folder that this run reads, as it can be typed."""
+    return shlex.join(["binwrn", "data", info.name, "--data-dir", root, "--manual-dir", manual])
+
+
+def _check_manual_downloads(info: DatasetInfo, root: str, manual: str) -> None:
     """Raises a `UserError` that names the files to download by hand, if they are missing."""
     where, files = MANUAL_DOWNLOADS.get(info.name, ("", {}))
     missing = [file for file in files if not os.path.exists(os.path.join(manual, file))]
@@ -51,7 +57,7 @@ def _check_manual_downloads(info: DatasetInfo, manual: str) -> None:
         wanted = " and ".join(f"{file} ({files[file] / 1e9:.1f} GB)" for file in missing)
         raise UserError(
             f"{info.name} has to be downloaded by hand: get {wanted} from {where} into {manual}, then run "
-            f"`binwrn data --dataset {info.name} --manual-dir {manual}`; or set TFDS_DATA_DIR or "
+            f"`{_command(info, root, manual)}`; or set TFDS_DATA_DIR or "
             "--config.data.dir to a folder where TFDS has prepared it"
         )
 
@@ -76,7 +82,7 @@ def prepare(info: DatasetInfo, root: str, manual_dir: str | None) -> Any:
             "there"
         )
     manual = os.path.abspath(os.path.expanduser(manual_dir or os.path.join(root, "downloads", "manual")))
-    _check_manual_downloads(info, manual)
+    _check_manual_downloads(info, root, manual)
     log.info("preparing %s in %s (once)", info.name, root)
     import tensorflow_datasets as tfds
 

@@ -40,6 +40,7 @@ ONE_HOST = {
 TPU_EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v6e:4x4, v4:2x2x1, v4:4x4x4, v5p:2x2x4, v3:4x4, tpu7x:2x2x1"
 GPU_EXAMPLES = f"cuda:NAME or cuda:NAMExN with NAME one of {', '.join(GPUS)}"
 GPUS_PER_HOST = 8
+MOST_GPUS = 4096  # the compiler is given a description of each
 MAX_CPU_DEVICES = 256
 
 # With 0, the compiler's default, the 18-2.5 step takes some fifteen minutes on two cores.
@@ -233,6 +234,8 @@ def _open(name: str, slices: int, effort: float) -> Target:
     gpu = re.fullmatch(r"(.+?)(?:x([1-9]\d*))?", shape) if version == "cuda" else None
     if gpu and gpu[1] in GPUS:
         count = int(gpu[2] or 1)
+        if count > MOST_GPUS:
+            raise UserError(f"{name!r}: at most {MOST_GPUS:,} GPUs")
         if count > GPUS_PER_HOST and count % GPUS_PER_HOST:
             raise UserError(
                 f"{name!r}: more than {GPUS_PER_HOST} GPUs are whole hosts of {GPUS_PER_HOST}, "

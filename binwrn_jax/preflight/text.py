@@ -28,6 +28,7 @@ def plural(count: int, word: str) -> str:
 def duration(seconds: float) -> str:
     """In the unit that a person would choose: ``'230 microseconds'``, ``'1.5 ms'``, ``'28 minutes'``."""
     for limit, unit, name in (
+        (1e-6, 1e-9, "nanoseconds"),
         (1e-3, 1e-6, "microseconds"),
         (1.0, 1e-3, "ms"),
         (120.0, 1.0, "seconds"),
@@ -49,7 +50,7 @@ def traffic(count: float) -> str:
 
 def memory(count: float) -> str:
     """Bytes that something occupies, binary: ``'2.61 GiB'``."""
-    for limit, unit, name in ((2**20, 2**10, "KiB"), (GIB, 2**20, "MiB")):
+    for limit, unit, name in ((2**10, 1, "bytes"), (2**20, 2**10, "KiB"), (GIB, 2**20, "MiB")):
         if count < limit:
             return f"{number(count / unit)} {name}"
     return f"{count / GIB:,.2f} GiB"

@@ -19,7 +19,7 @@ from binwrn_jax.training.evaluate_run import evaluate_run, is_due
 from binwrn_jax.training.finish import finish_run
 from binwrn_jax.training.progress import Progress
 from binwrn_jax.training.setup import IN_FLIGHT, TrainingRun, describe_run, open_run
-from binwrn_jax.training.workdir import check_same, locked
+from binwrn_jax.training.workdir import check_same, local_folder, locked
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -38,16 +38,17 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       UserError: an error that the user can mend; the folder is left as it was.
       Stopped: SIGTERM or Ctrl-C came; the state is saved.
     """
+    folder = local_folder(workdir)
     check(config)
     check_same(config)
     progress = Progress(silent=not distributed.is_primary())
     with (
-        locked(Path(workdir)),
+        locked(folder),
         StopRequest() as stop,
         contextlib.ExitStack() as resources,
         distributed.abort_all_on_error(),
     ):
-        run = open_run(config, Path(workdir), progress, stop, resources)
+        run = open_run(config, folder, progress, stop, resources)
         progress.print_line(describe_run(run))
         _train(run)
         run.trace.close(run.step, run.state)

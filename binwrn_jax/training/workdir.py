@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,18 @@ RUN_FILES = (
 MANIFEST = "data.json"  # which own images the run trains on
 
 _log = logging.getLogger("binwrn_jax")
+
+
+def local_folder(given: str | Path) -> Path:
+    """A workdir as a path.
+
+    Raises:
+      UserError: it is an address such as ``gs://bucket/run``: checkpoints get their names by renaming
+        folders, which object stores cannot do.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3):/", str(given)):
+        raise UserError(f"--workdir {given} is no folder: mount the bucket, see tpu/README.md")
+    return Path(given)
 
 
 @contextlib.contextmanager

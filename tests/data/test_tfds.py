@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -610,12 +611,18 @@ def test_what_has_to_be_downloaded_by_hand(imagenet_tars, tmp_path, capsys):
 
     manual, _, _ = imagenet_tars
     (manual / "ILSVRC2012_img_train.tar").unlink()
-    assert main(["data", "--dataset", "imagenet2012", "--manual-dir", str(manual)]) == 2
+    folder = tmp_path / "prepared here"
+    assert main(["data", "imagenet2012", "--data-dir", str(folder), "--manual-dir", str(manual)]) == 2
     message = capsys.readouterr().err
+    # The command that it advises reads and writes the same folders.
+    command = shlex.split(message.split("`")[1])
+    assert command == [
+        "binwrn", "data", "imagenet2012", "--data-dir", str(folder), "--manual-dir", str(manual),
+    ]  # fmt: skip
     assert "get ILSVRC2012_img_train.tar (147.9 GB) from https://image-net.org" in message
     assert "img_val.tar" not in message and f"into {manual}" in message and message.count("\n") == 1
     with pytest.raises(
-        UserError, match=r"img_train.tar .*and ILSVRC2012_img_val.tar .*binwrn data --dataset"
+        UserError, match=r"img_train.tar .*and ILSVRC2012_img_val.tar .*binwrn data imagenet2012 "
     ):
         load("imagenet2012", "validation", limit=1)
     assert not (tmp_path / "tfds").exists()

@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from binwrn_jax import UserError
@@ -80,12 +81,17 @@ def test_operations_and_collectives(report):
     assert not report.step.activations_travel
 
 
-def test_a_network_of_the_users_own_is_counted():
-    fields = config(**{"model.type": "own_networks:create"})
+def test_a_network_and_images_of_the_users_own_are_counted(tmp_path):
+    """By the network's equations and the files on disk: 8 of 10 images of each class are for training."""
+    labels = np.arange(200) % 5
+    images = np.arange(200 * 6 * 8 * 3, dtype=np.uint32).reshape(200, 6, 8, 3) // 7 % 251
+    np.savez(tmp_path / "own.npz", images=images.astype(np.uint8), labels=labels)
+    fields = config(**{"model.type": "own_networks:create", "data.name": f"npz:{tmp_path}/own.npz"})
     found = preflight(fields, open_target("cpu:1"))
-    network = configured_network(fields.model, 10)
-    assert found.run.network == "own_networks:create"
-    assert found.step.flops == 64 * training_flops(network, (8, 8, 1)) > 0
+    network = configured_network(fields.model, 5)
+    assert (found.run.network, found.run.train_images) == ("own_networks:create", 160)
+    assert found.data_on_device == 160 * (6 * 8 * 3 + 4)
+    assert found.step.flops == 64 * training_flops(network, (6, 8, 3)) > 0
 
 
 def test_micro_batches_send_once_each(report, eight_devices):
@@ -297,6 +303,24 @@ def test_digits_are_counted_right(digits):
         (["--config=configs/digits.py", "--price", "1,2"], "several prices are for --compare"),
         (["--config=configs/digits.py", "--effort", "7"], "'7': it must be a number from -1 to 1"),
         (["--config=configs/digits.py", "--effort", "much"], "'much': it must be a number from -1 to 1"),
+        (["--config=configs/digits.py", "--effort", "nan"], "'nan': it must be a number from -1 to 1"),
+        (["--config=configs/digits.py", "--price", "0"], "'0': a price is a positive number"),
+        (["--config=configs/digits.py", "--price", "inf"], "'inf': a price is a positive number"),
+        (["--config=configs/digits.py", "--price", "1,,2"], "'': a price is a positive number"),
+        (["--config=configs/digits.py", "--slices", "1.5"], "'1.5': it must be a whole number from 1"),
+        (["--config=configs/digits.py", "--slices", "-1"], "'-1': it must be a whole number from 1"),
+        (["--config=configs/digits.py", "--topology", "cuda:h100x80000"], "at most 4,096 GPUs"),
+        (["--config=configs/digits.py", "--topology", "cuda:h100x-8"], "unknown topology 'cuda:h100x-8'"),
+        (["--config=configs/digits.py", "--topology", "cpu:0"], "unknown topology 'cpu:0'"),
+        (["--config=configs/digits.py", "--config.batch_size=-1"], "batch_size is -1"),
+        (["--config=configs/digits.py", "--config.model.width=nan"], "model.width is nan"),
+        (["--config=configs/digits.py", "--config.epochs=inf"], "'inf'"),
+        (["--config=configs/digits.py", "--topology=cpu", "--config.data.name=folder:/no"], "/no does not"),
+        (["--config=configs/digits.py", "--topology=cpu", "--config.data.name=npz:/none"], "/none"),
+        (["--config=configs/digits.py", "--config.model.type=no_module:create"], "cannot be imported"),
+        (["--config=configs/digits.py", "--topology=cpu", "--config.model.type=own_networks:other_logits"],
+         "logits are [2, 10]"),
+        (["--config=configs/digits.py", "--workdir=gs://bucket/run"], "gs://bucket/run is no folder"),
         (["--config=configs/digits.py", "--slices", "0"], "'0': it must be a whole number from 1"),
         (["--config=configs/digits.py", "--compare", "cpu,cpu:2", "--price", "1,2,3"], "3 prices for 2"),
         (["--config=configs/digits.py", "--compare", "cpu,v9:2x2"], "unknown topology 'v9:2x2'"),
@@ -332,12 +356,14 @@ def test_units_that_a_person_reads():
     ]  # fmt: skip
     assert [plural(n, "chip") for n in (1, 2, 1000)] == ["1 chip", "2 chips", "1,000 chips"]
     assert (plural(2, "epoch"), plural(2, "micro-batch")) == ("2 epochs", "2 micro-batches")
-    seconds = (8.3e-4, 0.0211, 85.0, 1656.0, 4 * 3600.0, 72 * 3600.0)
+    seconds = (2.5e-8, 8.3e-4, 0.0211, 85.0, 1656.0, 4 * 3600.0, 72 * 3600.0)
     assert [duration(s) for s in seconds] == [
-        "830 microseconds", "21.1 ms", "85 seconds", "27.6 minutes", "4 hours", "3 days",
+        "25 nanoseconds", "830 microseconds", "21.1 ms", "85 seconds", "27.6 minutes", "4 hours", "3 days",
     ]  # fmt: skip
     assert [traffic(n) for n in (764, 140e6, 2.13e12)] == ["764 bytes", "140 MB", "2.13 TB"]
-    assert [memory(n) for n in (97_000, 3 * 2**20, 98.31 * 2**30)] == ["94.7 KiB", "3 MiB", "98.31 GiB"]
+    assert [memory(n) for n in (380, 97_000, 3 * 2**20, 98.31 * 2**30)] == [
+        "380 bytes", "94.7 KiB", "3 MiB", "98.31 GiB",
+    ]  # fmt: skip
     assert chip_hours(2.31e-7) == "under 0.01 chip-hours"
 
 

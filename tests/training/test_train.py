@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from runs import ROOT, RUN, assert_same_network, finish, numbers, start, wait_for_step
 
+from binwrn_jax import UserError, base_config, train
 from binwrn_jax.cli import main as cli
 from binwrn_jax.cli.handler import guarded
 from binwrn_jax.store.model import Model
@@ -222,6 +223,15 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, arguments, m
     assert re.search(message, error), error
     assert error.startswith("error: ") and error.count("\n") == 1
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/run", "s3://bucket/run", Path("gs://bucket/run")])
+def test_a_bucket_is_no_workdir(tmp_path, monkeypatch, workdir):
+    """Not as a folder of that name either, which a path would be made of."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^--workdir gs|^--workdir s3") as refused:
+        train(base_config(), workdir)
+    assert "is no folder: mount the bucket" in str(refused.value) and not list(tmp_path.iterdir())
 
 
 def test_a_workdir_that_cannot_be_used(capsys, tmp_path):
