@@ -24,8 +24,9 @@ RUN = [
 ]
 
 
-def start(workdir: Path, *arguments: str, run: Sequence[str] = RUN) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+def start(workdir: Path, *arguments: str, run: Sequence[str] = RUN, flags: str = "") -> subprocess.Popen:
+    """The run as a process; ``flags`` are XLA's."""
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, "train.py", *run, f"--workdir={workdir}", *arguments],
         cwd=ROOT,
@@ -36,8 +37,8 @@ def start(workdir: Path, *arguments: str, run: Sequence[str] = RUN) -> subproces
     )
 
 
-def finish(workdir: Path, *arguments: str, run: Sequence[str] = RUN) -> str:
-    process = start(workdir, *arguments, run=run)
+def finish(workdir: Path, *arguments: str, run: Sequence[str] = RUN, flags: str = "") -> str:
+    process = start(workdir, *arguments, run=run, flags=flags)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output

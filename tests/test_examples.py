@@ -18,11 +18,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("linen_network", ".safetensors"),
         ("nnx_network", ".onnx"),
         ("equinox_network", ".safetensors"),
-        ("mobilenet_v2", ".safetensors"),
+        pytest.param("mobilenet_v2", ".safetensors", marks=pytest.mark.slow),
     ],
 )
-def test_examples_train_export_and_open(tmp_path, monkeypatch, name, suffix):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_examples_train_export_and_open(tmp_path, own_cache, name, suffix):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -110,7 +110,7 @@ def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
             os.rename(fresh, path)
             _sync_names(path.parent)
     except BaseException:  # a full disk, for example
-        _discard(fresh)
+        _discard_when_quiet(fresh)
         raise
     finally:
         os.close(descriptor)
@@ -281,6 +281,15 @@ def _moved_aside(path: Path) -> Iterator[Path | None]:
             raise
     finally:
         os.close(descriptor)
+
+
+def _discard_when_quiet(folder: Path) -> None:
+    """Removes a folder which threads of a write that has failed may be making anew."""
+    for _ in range(10):
+        _discard(folder)
+        time.sleep(0.2)
+        if not folder.exists():
+            return
 
 
 def _discard(path: Path) -> None:

@@ -32,7 +32,12 @@ def test_every_reader_refuses(tmp_path, name):
     assert all(found.values()), found
 
 
-@pytest.mark.parametrize("name", packed_corpus.ACCEPTED)
+LARGE = ("2^20 marks", "4096 operations")  # at limits of the format: they take long
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in packed_corpus.ACCEPTED]
+)
 def test_every_reader_accepts_and_gives_the_same_logits(tmp_path, name):
     path = tmp_path / "m"
     path.write_bytes(packed_corpus.ACCEPTED[name]())

@@ -235,6 +235,7 @@ def tiny(monkeypatch, tmp_path):
     runs._fields.cache_clear()
 
 
+@pytest.mark.slow
 def test_runs_what_is_missing_goes_on_and_never_repeats(tiny, capfd):
     arguments = ["run", "tiny", "--scale", "cpu", "--seeds", "1,2", "--workdir", str(tiny)]
     # The program in a process of its own, with the tiny experiment in the registry.

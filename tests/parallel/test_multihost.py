@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import ROOT, RUN, assert_same_network, finish, numbers, start, wait_for_step
+import runs
+from runs import ROOT, RUN, assert_same_network, numbers, wait_for_step
 from trajectories import Trajectory, assert_same
 
 from binwrn_jax import UserError
@@ -25,6 +27,9 @@ from binwrn_jax.training.workdir import locked
 # Divides over 1, 2 and 4 processes; four ghost groups. Two cycles, the second cut short.
 JOB = ("--config.batch_size=48", "--config.model.ghost_size=12", "--config.epochs=4")
 STEPS = 4 * 29
+# JAX keeps what process 0 has compiled, and nothing of the others, which compile at each start: fast, here.
+QUICKLY = "--xla_backend_optimization_level=0"
+start, finish = (functools.partial(function, flags=QUICKLY) for function in (runs.start, runs.finish))
 KEEP = "--config.checkpoint.keep=20"  # every checkpoint stays, to be compared
 
 

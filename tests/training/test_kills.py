@@ -22,6 +22,7 @@ MOMENTS = [
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and looks into /proc")
 
 
+@pytest.mark.slow
 def test_one_kill_at_each_kind_of_write(tmp_path):
     with Server(tmp_path) as server:
         (tmp_path / "whole").mkdir()
