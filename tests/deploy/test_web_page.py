@@ -18,6 +18,7 @@ from binwrn_jax.data.images import read_images
 from binwrn_jax.deploy import web
 from binwrn_jax.deploy.numpy_runtime import open_numpy
 from binwrn_jax.deploy.packed import PackedModel
+from binwrn_jax.deploy.quantize import quantize
 from binwrn_jax.evaluation import probabilities
 
 pytest.importorskip("ziglang")
@@ -39,6 +40,11 @@ def grey_model(side: int) -> PackedModel:
     return network.finish(x, dataset="mnist" if side == 28 else "digits")
 
 
+def integer_model() -> PackedModel:
+    packed = colour_model()
+    return quantize(packed, images_for(packed, 16))
+
+
 @pytest.fixture(scope="module")
 def chromium():
     with browser.chromium() as found:
@@ -54,6 +60,7 @@ def addresses(tmp_path_factory):
             "colour": colour_model(),
             "grey": grey_model(8),
             "mnist": grey_model(28),
+            "int8": integer_model(),
         }.items():
             folder = tmp_path_factory.mktemp(name)
             web.write_web(packed, folder, examples=images_for(packed, 3))
@@ -127,8 +134,9 @@ def test_dropped_pictures_give_what_predict_gives(chromium, addresses, tmp_path,
     assert not page.problems and all(request.startswith((url, "data:", "blob:")) for request in page.requests)
 
 
-def test_the_logits_in_the_browser_are_those_of_python(chromium, addresses):
-    url, folder = addresses["colour"]
+@pytest.mark.parametrize("name", ["colour", "int8"])
+def test_the_logits_in_the_browser_are_those_of_python(chromium, addresses, name):
+    url, folder = addresses[name]
     page = open_page(chromium, url)
     images = images_for(colour_model(), 4)
     logits = page.run(
@@ -138,9 +146,10 @@ def test_the_logits_in_the_browser_are_those_of_python(chromium, addresses):
     )
     reference = open_numpy(folder / web.MODEL)(images)
     assert logits[0] == "wasm"
-    np.testing.assert_allclose(
-        np.reshape(logits[1:], (4, -1)), reference, rtol=0, atol=1e-5 * np.abs(reference).max()
-    )
+    found = np.reshape(logits[1:], (4, -1))
+    if name == "int8":
+        np.testing.assert_array_equal(found, reference)
+    np.testing.assert_allclose(found, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
 
 
 def test_the_page_loads_few_bytes(chromium, addresses):
