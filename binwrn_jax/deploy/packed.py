@@ -76,7 +76,7 @@ class PackedModel:
             result[name + ".scale"], result[name + ".offset"] = scale, offset
         golden = {"golden.logits": self.golden_logits, "golden.image": self.golden_image}
         found = {**result, **self.kernels, **self.integers, **golden, **self.bits}
-        return dict(sorted(found.items(), key=lambda item: -item[1].itemsize))
+        return _aligned(found)
 
     @property
     def value_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -242,9 +242,13 @@ def _coded(packed: PackedModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not words:
         return packed.metadata, packed.tensors
     tensors = {name: tensor for name, tensor in packed.tensors.items() if name not in words}
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype == np.float32}
     renamed = {name + ".coded": coded for name, coded in words.items()}
-    return versioned({**packed.metadata, "operations": operations}), {**floats, **renamed, **tensors}
+    return versioned({**packed.metadata, "operations": operations}), _aligned({**renamed, **tensors})
+
+
+def _aligned(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Larger numbers first, so that all tensors lie aligned."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
 
 
 def serialise(packed: PackedModel, coding: str | None = None) -> bytes:

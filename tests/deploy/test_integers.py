@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from coded_corpus import coded_model
 from integer_networks import FEATURES, random_integer_file, random_integer_model
 from packed_corpus import assemble
 from packed_networks import residual
@@ -320,3 +321,17 @@ def test_export_calibrates_on_training_images_and_proves_the_integers(tmp_path, 
         assert main(["export", str(source), *arguments]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "c.x").exists()
+
+
+def test_coded_kernels_of_an_integer_network(tmp_path):
+    packed = coded_model()
+    images = np.random.default_rng(1).integers(0, 256, (8, *packed.golden_image.shape), np.uint8)
+    integer = quantize(packed, images)
+    path = tmp_path / "a.safetensors"
+    write_packed(integer, path, "entropy")
+    found = read_packed(path)
+    assert found.coded and numpy_reader.is_integer(found.metadata)
+    assert found.metadata["sha256"] == integer.metadata["sha256"]
+    wanted = numpy_reader.Model(integer.metadata, integer.tensors)(images)
+    for reader in (numpy_reader.load, open_packed, load_native):
+        np.testing.assert_array_equal(reader(path)(images), wanted)
