@@ -32,7 +32,6 @@ from binwrn_jax.deploy.jax_runtime import load_packed
 from binwrn_jax.errors import UserError
 
 TOLERANCE = 1e-4
-FUNCTIONS_TOLERANCE = 1e-3  # with functions that may be wrong by 1e-7: what is left after a cancellation
 MOST_WORK = 30_000_000  # multiply-adds of a file that is run, so that ten minutes see many files
 JAX_SHARE = 0.15  # of the accepted files: XLA compiles each for a second
 
@@ -380,8 +379,6 @@ class Fuzz:
             raise Difference(f"NumPy gives the logits {wanted}")
         if 0.999 < watched.largest / numpy_reader.MAX_VALUE < 1.001 and not watched._bounded:
             return  # rounding decides
-        functions = any(operation["op"] == "elementwise" for operation in contents.metadata["operations"])
-        tolerance = FUNCTIONS_TOLERANCE if functions else TOLERANCE
         for name, run in runs.items():
             try:
                 logits = np.asarray(run(images))
@@ -392,7 +389,7 @@ class Fuzz:
             if wanted is None:
                 raise Difference(f"{name} computes an image that NumPy refuses")
             error = float(np.abs(logits - wanted).max()) / max(watched.largest, 1e-30)
-            if not error <= tolerance:
+            if not error <= TOLERANCE:
                 raise Difference(f"{name}: logits differ by {error:.1e} of the largest value")
             self.worst = max(self.worst, error)
 
